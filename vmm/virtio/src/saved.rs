@@ -1,0 +1,15 @@
+//! What is left of a device when it is stopped: plain data, from which the same device, in this process or another, starts again.
+//!
+//! Queue positions are the transport's part ([`crate::QueueState`]); here is what each device adds. A variant belongs to one device; a
+//! device that is given another's refuses to start.
+
+use serde::{Deserialize, Serialize};
+
+/// A device's own state.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SavedDevice {
+    /// As after a reset; also all there is of a device without state.
+    #[default]
+    Fresh,
+}
