@@ -1,1 +1,40 @@
-fn main() {}
+//! husk runs OCI containers, each in a KVM microVM of its own.
+//!
+//! This executable is the host side: the command line people and engines use, and the supervisor that a command starts for
+//! each sandbox (`husk serve`, hidden). A command says what went wrong in one line, `husk: doing this: doing that: reason`,
+//! and exits with 1; `husk run` otherwise exits with the container's status.
+
+/// The files a sandbox is made of, and whether they are what they should be.
+mod assets;
+/// The verbs, one file each.
+mod cli;
+/// What the user told husk: common options and the configuration file.
+mod config;
+/// Whether this host's KVM is fit.
+mod kvm;
+/// The log file.
+mod log;
+/// The user's terminal: its size, and raw mode with its end.
+mod terminal;
+
+/// The supervisor's process: start one, connect to one, be one.
+mod supervise;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(code) => return code,
+    };
+    let options = command.options.clone();
+    match cli::run(command) {
+        Ok(code) => code,
+        Err(failure) => {
+            let message = format!("{:#}", failure.error);
+            log::last_words(&options, &message);
+            eprintln!("husk: {message}");
+            failure.code
+        }
+    }
+}

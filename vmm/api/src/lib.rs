@@ -15,6 +15,7 @@
 mod config;
 mod control;
 mod exit;
+mod probe;
 
 pub use config::{Cpus, Jail, Share, VmConfig, Vsock};
 pub use control::{
@@ -22,3 +23,4 @@ pub use control::{
     TimelineMark,
 };
 pub use exit::ExitCode;
+pub use probe::Probe;
