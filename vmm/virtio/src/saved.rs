@@ -12,4 +12,11 @@ pub enum SavedDevice {
     /// As after a reset; also all there is of a device without state.
     #[default]
     Fresh,
+    /// A file system in the middle of a session. Its inodes and open files are descriptors, so it goes on in the same process only.
+    FsSession {
+        /// Which pause of the device this is the state of.
+        pause: u64,
+    },
+    /// A socket device that was running. Its connections are descriptors: the process that has them goes on with them, another resets them.
+    Vsock,
 }

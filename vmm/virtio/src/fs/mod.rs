@@ -1,1 +1,295 @@
-//! x
+//! virtio-fs: a directory of the host as a file system of the guest (virtio 1.2, section 5.11).
+//!
+//! ```text
+//!   hiprio queue (FORGET) ──┐                              ┌─ names: one component, never `..`
+//!                           ├─► worker ─► view ─► server ─► share ─► virtiofsd's passthrough ─► files below the root
+//!   request queue (FUSE) ───┘   (1 thread)                 └─ policy: what may be cached, how many inodes
+//! ```
+//!
+//! **When files are opened.** [`Fs::new`] opens nothing, so it may be called before the jail is entered; the descriptor of `/proc/self/fd` it is
+//! given must come from before. The root is opened by the worker, when the device is first started and at every INIT, by the path the thread
+//! sees then: inside a jail that is `/`. [`crate::Device::start`] therefore comes after the jail.
+//!
+//! **One thread.** Requests run one after another, as on one CPU. A second thread would need locks nobody else needs and its own stack and
+//! credentials; a sandbox whose files are slow waits for them either way. A `fsync` delays what comes after it, nothing else in the machine.
+//!
+//! **Life.** A session begins at INIT and ends at DESTROY, at a reset, and with the process. Stopped, a device keeps its session and goes on
+//! with it when it is started again from what [`crate::Device::stop`] returned. In another process only a device without a session starts: inodes and open
+//! files are descriptors of this one. So a machine is made a template before its guest mounts the share.
+//!
+//! **Ways to fail.** A chain that does not lie in memory, or rings that lie, stop the device (`DEVICE_NEEDS_RESET`); so does a root that cannot
+//! be opened. Everything else a guest can send is answered with an errno. On the host: a mount below the share is busy while the guest holds
+//! inodes of it; unmount it in the guest first, or lazily.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::device::read_config_bytes;
+use crate::saved::SavedDevice;
+use crate::worker::{Handler, Poller, Worker};
+use crate::{Device, GuestMemory, Queue, QueueError, Resources, StartError, Stopped, Traits};
+
+/// Which names a guest may use.
+mod names;
+/// What a guest may remember.
+mod policy;
+/// One FUSE message in, one out.
+mod server;
+/// The shared directory.
+mod share;
+/// A thread's own working directory and umask.
+#[expect(unsafe_code, reason = "unshare, of what cannot break memory safety")]
+mod thread;
+/// Guest memory in the type virtiofsd wants.
+#[expect(
+    unsafe_code,
+    reason = "a second description of mappings that stay alive beside it"
+)]
+mod view;
+
+use server::Server;
+use share::{Limits, Share};
+use view::View;
+
+/// The virtio device id of a file system.
+const DEVICE_ID: u32 = 26;
+/// Bytes for the tag in the configuration space (section 5.11.4).
+const TAG_BYTES: usize = 36;
+const CONFIG_BYTES: usize = TAG_BYTES + 4;
+const THREAD: &str = "fs";
+/// Queues of requests, beside the first queue, hiprio, of messages that must not wait behind requests.
+const REQUEST_QUEUES: u32 = 1;
+const QUEUES: usize = 2;
+/// FORGETs are small and answered at once. A request of 1 MiB is 258 descriptors without indirect ones, so three of them fit.
+const QUEUE_SIZES: &[u16; QUEUES] = &[128, 1024];
+/// Chains taken from one queue before the other queue, and an order to stop, are looked at.
+const TURN_CHAINS_MAX: usize = 32;
+
+/// Descriptors a guest may make this process hold, inodes and open files together, whatever `RLIMIT_NOFILE` says.
+const GUEST_DESCRIPTORS_MAX: u64 = 512 * 1024;
+/// Descriptors kept back for the VMM itself and for the moment of an operation.
+const OWN_DESCRIPTORS: u64 = 256;
+
+/// What a file system device needs to know.
+#[derive(Debug)]
+pub struct FsConfig {
+    /// The name by which the guest mounts it, 1 to 36 bytes.
+    pub tag: String,
+    /// The shared directory, as the device's thread sees it once it runs: `/` inside a jail.
+    pub root: String,
+    /// This process's `/proc/self/fd`, opened with `O_PATH` where `/proc` still was. It names the process for good: open it after the last fork.
+    pub proc_self_fd: OwnedFd,
+}
+
+/// A device that cannot be made as configured.
+#[derive(Debug, thiserror::Error)]
+#[error("the tag of a share must have 1 to {TAG_BYTES} bytes")]
+pub struct FsConfigError;
+
+/// The device.
+#[derive(Debug)]
+pub struct Fs {
+    config_space: [u8; CONFIG_BYTES],
+    root: Root,
+    /// While stopped in the middle of a session: the server, and the number of that stop.
+    paused: Option<(Server, u64)>,
+    /// How often the device was stopped so.
+    pauses: u64,
+    worker: Option<Worker<FsWorker>>,
+}
+
+/// What is shared.
+#[derive(Clone, Debug)]
+struct Root {
+    path: String,
+    proc_self_fd: Arc<OwnedFd>,
+}
+
+impl Fs {
+    /// A stopped device. Opens nothing.
+    pub fn new(config: FsConfig) -> Result<Self, FsConfigError> {
+        let tag = config.tag.as_bytes();
+        if tag.is_empty() || tag.len() > TAG_BYTES {
+            return Err(FsConfigError);
+        }
+        let mut config_space = [0; CONFIG_BYTES];
+        config_space[..tag.len()].copy_from_slice(tag);
+        config_space[TAG_BYTES..].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        Ok(Self {
+            config_space,
+            root: Root {
+                path: config.root,
+                proc_self_fd: Arc::new(config.proc_self_fd),
+            },
+            paused: None,
+            pauses: 0,
+            worker: None,
+        })
+    }
+
+    /// The server of the session that `saved` belongs to; none after a reset, which ends any session.
+    fn take_session(&mut self, saved: &SavedDevice) -> Result<Option<Server>, StartError> {
+        match (saved, self.paused.take()) {
+            (SavedDevice::Fresh, _) => Ok(None),
+            (SavedDevice::FsSession { pause }, Some((server, number))) if *pause == number => {
+                Ok(Some(server))
+            }
+            (_, paused) => {
+                self.paused = paused;
+                Err(StartError::WrongState)
+            }
+        }
+    }
+}
+
+impl Device for Fs {
+    fn traits(&self) -> Traits {
+        Traits {
+            id: DEVICE_ID,
+            features: 0,
+            queue_sizes: QUEUE_SIZES,
+        }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config_space, offset, data);
+    }
+
+    fn start(&mut self, resources: Resources) -> Result<(), StartError> {
+        let server = self.take_session(&resources.saved)?;
+        let mut queues = Vec::with_capacity(QUEUES);
+        for (index, queue) in resources.queues.into_iter().enumerate() {
+            queues.push(queue.ok_or(StartError::MissingQueue { index })?);
+        }
+        let view =
+            View::new(Arc::clone(&resources.memory)).map_err(|error| StartError::Worker {
+                name: THREAD,
+                source: io::Error::other(error),
+            })?;
+        let worker = FsWorker {
+            queues,
+            memory: resources.memory,
+            view,
+            root: self.root.clone(),
+            server,
+        };
+        self.worker = Some(Worker::spawn(
+            THREAD,
+            worker,
+            resources.confine,
+            resources.failure,
+        )?);
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Option<Stopped> {
+        let worker = self.worker.take()?.stop()?;
+        let saved = match worker.server {
+            Some(server) if server.in_session() => {
+                self.pauses += 1;
+                self.paused = Some((server, self.pauses));
+                SavedDevice::FsSession { pause: self.pauses }
+            }
+            _ => SavedDevice::Fresh,
+        };
+        Some(Stopped {
+            queues: worker
+                .queues
+                .iter()
+                .map(|queue| Some(queue.state()))
+                .collect(),
+            saved,
+        })
+    }
+}
+
+/// Why the worker gives up.
+#[derive(Debug, thiserror::Error)]
+enum FsError {
+    #[error("give the thread a working directory and a umask of its own")]
+    Thread(#[source] io::Error),
+    #[error("open the shared directory {path}")]
+    Open {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("wait for a queue")]
+    Wait(#[source] io::Error),
+    #[error("serve a queue")]
+    Queue(#[from] QueueError),
+}
+
+#[derive(Debug)]
+struct FsWorker {
+    /// Hiprio and requests.
+    queues: Vec<Queue>,
+    memory: Arc<GuestMemory>,
+    view: View,
+    root: Root,
+    /// None until the thread runs.
+    server: Option<Server>,
+}
+
+impl Handler for FsWorker {
+    type Error = FsError;
+
+    fn register(&mut self, poller: &Poller) -> Result<(), FsError> {
+        thread::own_directory_and_umask().map_err(FsError::Thread)?;
+        if self.server.is_none() {
+            self.server = Some(open(&self.root).map_err(|source| FsError::Open {
+                path: self.root.path.clone(),
+                source,
+            })?);
+        }
+        for (token, queue) in (0..).zip(&self.queues) {
+            poller.add(queue.kick(), token).map_err(FsError::Wait)?;
+            // What was offered before is looked at, kicked or not.
+            queue.kick().signal().map_err(FsError::Wait)?;
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, token: u64, _poller: &Poller) -> Result<(), FsError> {
+        let queue = usize::try_from(token)
+            .ok()
+            .and_then(|index| self.queues.get_mut(index));
+        let (Some(queue), Some(server)) = (queue, &mut self.server) else {
+            return Ok(());
+        };
+        queue.acknowledge_kick()?;
+        for _ in 0..TURN_CHAINS_MAX {
+            let Some(chain) = queue.next(&self.memory)? else {
+                if queue.rearm(&self.memory)? {
+                    continue;
+                }
+                return Ok(());
+            };
+            let head = chain.head();
+            let (reader, writer) = self.view.streams(&chain)?;
+            let written = server.answer(reader, writer);
+            let written = u32::try_from(written).map_err(|_| QueueError::BadChain { head })?;
+            queue.complete(&self.memory, head, written)?;
+            queue.notify(&self.memory)?;
+        }
+        queue.kick().signal().map_err(FsError::Wait)
+    }
+}
+
+/// Opens the share with as many descriptors for the guest as the process's limit leaves.
+fn open(root: &Root) -> io::Result<Server> {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let descriptors = limit
+        .saturating_sub(OWN_DESCRIPTORS)
+        .min(GUEST_DESCRIPTORS_MAX);
+    let limits = Limits {
+        descriptors,
+        kept_inodes: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
+    };
+    let proc_self_fd = File::from(root.proc_self_fd.try_clone()?);
+    Ok(Server::new(Share::new(&root.path, proc_self_fd, limits)?))
+}
