@@ -6,7 +6,9 @@
 
 use std::io::{Read, Write};
 
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{DescriptorChain, Reader, Writer};
+use vm_memory::{GuestMemory as _, VolatileSlice};
 
 use crate::{GuestMemory, QueueError};
 
@@ -52,6 +54,16 @@ impl<'m> Chain<'m> {
             .map_err(|_| QueueError::BadChain { head: self.head })
     }
 
+    /// What the guest sent as the pieces of memory it lies in, for system calls that read it there.
+    pub fn readable(&self) -> impl Iterator<Item = Result<VolatileSlice<'m>, QueueError>> {
+        self.descriptors.clone().readable().map(self.piece())
+    }
+
+    /// The room the guest offers as the pieces of memory it lies in, for system calls that write it there.
+    pub fn writable(&self) -> impl Iterator<Item = Result<VolatileSlice<'m>, QueueError>> {
+        self.descriptors.clone().writable().map(self.piece())
+    }
+
     /// The descriptors themselves, for a library that brings its own streams.
     #[must_use]
     pub fn descriptors(&self) -> DescriptorChain<&'m GuestMemory> {
@@ -79,5 +91,15 @@ impl<'m> Chain<'m> {
             .write_all(bytes)
             .map_err(|_| QueueError::BadChain { head: self.head })?;
         u32::try_from(bytes.len()).map_err(|_| bad)
+    }
+
+    fn piece(&self) -> impl Fn(Descriptor) -> Result<VolatileSlice<'m>, QueueError> + use<'m> {
+        let (memory, head) = (self.memory, self.head);
+        move |descriptor| {
+            usize::try_from(descriptor.len())
+                .ok()
+                .and_then(|len| memory.get_slice(descriptor.addr(), len).ok())
+                .ok_or(QueueError::BadChain { head })
+        }
     }
 }
