@@ -13,7 +13,7 @@ use crate::{Chain, QueueError};
 /// Guest memory, from the first byte not yet used.
 #[derive(Debug, Default)]
 pub(super) struct Buffers<'m> {
-    pieces: VecDeque<VolatileSlice<'m>>,
+    pub(super) pieces: VecDeque<VolatileSlice<'m>>,
 }
 
 impl<'m> Buffers<'m> {

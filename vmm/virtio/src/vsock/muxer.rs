@@ -486,3 +486,6 @@ fn interest(room: bool) -> epoll::EventFlags {
         flags
     }
 }
+
+#[cfg(test)]
+mod tests;
