@@ -712,17 +712,16 @@ fn connecting_and_resetting_without_room_leaves_nothing_behind() {
 #[test]
 fn streams_are_quiet_once_looked_at_whatever_their_state() {
     let mut guest = Guest::new();
-    let (socket, _unwritten) = guest.connect(2);
-    guest.send_data(&socket, &pattern(usize::try_from(BUFFER_BYTES).unwrap()));
-    let (_, ended) = guest.connect(3);
-    ended.shutdown(Direction::Both).unwrap();
-    let (_, gone) = guest.connect(4);
-    drop(gone);
     let (_, waiting) = guest.dialled();
     drop(waiting);
-    while guest.receive().is_some() {}
-    let (_, mut unread) = guest.connect_with_room(1, 0);
+    let (_, ended) = guest.connect(1);
+    ended.shutdown(Direction::Both).unwrap();
+    let (_, gone) = guest.connect(2);
+    drop(gone);
+    let (socket, _unwritten) = guest.connect(3);
+    let (_, mut unread) = guest.connect_with_room(4, 0);
     unread.write_all(b"no room for this").unwrap();
+    guest.send_data(&socket, &pattern(usize::try_from(BUFFER_BYTES).unwrap()));
     guest.look();
     while guest.receive().is_some() {}
     guest.look();
