@@ -713,13 +713,12 @@ fn connecting_and_resetting_without_room_leaves_nothing_behind() {
 fn streams_are_quiet_once_looked_at_whatever_their_state() {
     let mut guest = Guest::new();
     let (_, waiting) = guest.dialled();
-    drop(waiting);
     let (_, ended) = guest.connect(1);
-    ended.shutdown(Direction::Both).unwrap();
     let (_, gone) = guest.connect(2);
-    drop(gone);
     let (socket, _unwritten) = guest.connect(3);
     let (_, mut unread) = guest.connect_with_room(4, 0);
+    drop((waiting, gone));
+    ended.shutdown(Direction::Both).unwrap();
     unread.write_all(b"no room for this").unwrap();
     guest.send_data(&socket, &pattern(usize::try_from(BUFFER_BYTES).unwrap()));
     guest.look();
