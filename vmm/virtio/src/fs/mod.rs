@@ -55,6 +55,9 @@ use server::Server;
 use share::{Limits, Share};
 use view::View;
 
+#[cfg(test)]
+mod tests;
+
 /// The virtio device id of a file system.
 const DEVICE_ID: u32 = 26;
 /// Bytes for the tag in the configuration space (section 5.11.4).

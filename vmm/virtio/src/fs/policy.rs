@@ -59,10 +59,11 @@ impl Realm {
         (self == Self::Rootfs).then_some(ROOTFS_ABSENT_TIMEOUT)
     }
 
-    /// What the guest may keep of an opened file or directory from the last time it was open.
+    /// What the guest may keep of an opened file or directory from the last time it was open; and that it need not report a close, at which
+    /// a local file system has nothing to say.
     fn open_options(self, directory: bool) -> OpenOptions {
         match (self, directory) {
-            (Self::Rootfs, false) => OpenOptions::KEEP_CACHE,
+            (Self::Rootfs, false) => OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH,
             (Self::Rootfs, true) => OpenOptions::KEEP_CACHE | OpenOptions::CACHE_DIR,
             (Self::Share | Self::Container | Self::Volume, _) => OpenOptions::empty(),
         }
@@ -177,7 +178,8 @@ mod tests {
         for inode in [3, 4] {
             assert_eq!(nodes.timeout(inode), ROOTFS_TIMEOUT);
             assert_eq!(nodes.absent_timeout(inode), Some(ROOTFS_ABSENT_TIMEOUT));
-            assert_eq!(nodes.open_options(inode, false), OpenOptions::KEEP_CACHE);
+            let kept = OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH;
+            assert_eq!(nodes.open_options(inode, false), kept);
         }
         for inode in [ROOT_ID, 2, 5, 6, 99] {
             assert_eq!(nodes.timeout(inode), Duration::ZERO);

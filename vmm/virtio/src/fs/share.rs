@@ -3,6 +3,7 @@
 //! Every operation forwards to `PassthroughFs`. Added here, and only here:
 //! - a name is checked ([`super::names`]) by each operation that takes one;
 //! - what an operation tells the guest of is entered in the table of inodes, and carries that table's times ([`super::policy`]);
+//! - an offset no file has, which the library would panic at, is refused;
 //! - a guest that cannot tell the mounts below the share apart is refused at INIT: two files with one inode number would be one to it.
 //!
 //! An inode is an `O_PATH` descriptor of this process, and so is an open file. File handles instead of descriptors are not used: overlayfs, the
@@ -105,6 +106,14 @@ fn absent(entry_timeout: Duration) -> Entry {
     }
 }
 
+/// Passes an offset a file can have. The library panics at any other.
+fn check_offset(offset: u64) -> io::Result<()> {
+    if i64::try_from(offset).is_err() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(())
+}
+
 impl FileSystem for Share {
     type Inode = u64;
     type Handle = u64;
@@ -115,7 +124,8 @@ impl FileSystem for Share {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
         self.nodes().clear();
-        self.files.init(capable)
+        // A symbolic link never changes: a new target is a new inode.
+        Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
     fn destroy(&self) {
@@ -289,6 +299,7 @@ impl FileSystem for Share {
         lock_owner: Option<u64>,
         flags: u32,
     ) -> io::Result<usize> {
+        check_offset(offset)?;
         self.files
             .read(ctx, inode, handle, w, size, offset, lock_owner, flags)
     }
@@ -306,6 +317,7 @@ impl FileSystem for Share {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
+        check_offset(offset)?;
         self.files.write(
             ctx,
             inode,

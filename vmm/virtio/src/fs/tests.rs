@@ -1,0 +1,12 @@
+//! The file server as a guest's kernel uses it, and as one that was taken over would.
+
+/// A FUSE client that lays messages out in memory.
+mod client;
+/// The device: its configuration space, its worker, its sessions.
+mod device;
+/// Files as a container needs them.
+mod files;
+/// Messages that make no sense, and a guest that wants more than its share.
+mod hostile;
+/// Names that lead out of the share.
+mod names;
