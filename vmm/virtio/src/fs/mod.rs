@@ -17,8 +17,8 @@
 //! with it when it is started again from what [`crate::Device::stop`] returned. In another process only a device without a session starts: inodes and open
 //! files are descriptors of this one. So a machine is made a template before its guest mounts the share.
 //!
-//! **Ways to fail.** A chain that does not lie in memory, or rings that lie, stop the device (`DEVICE_NEEDS_RESET`); so does a root that cannot
-//! be opened. Everything else a guest can send is answered with an errno. On the host: a mount below the share is busy while the guest holds
+//! **Ways to fail.** A chain that does not lie in memory, or rings that lie, stop the device (`DEVICE_NEEDS_RESET`). Everything else a guest can
+//! send is answered with an errno; a root that cannot be opened is the errno of INIT. On the host: a mount below the share is busy while the guest holds
 //! inodes of it; unmount it in the guest first, or lazily.
 
 use std::fs::File;
@@ -215,12 +215,8 @@ impl Device for Fs {
 enum FsError {
     #[error("give the thread a working directory and a umask of its own")]
     Thread(#[source] io::Error),
-    #[error("open the shared directory {path}")]
-    Open {
-        path: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error("set up the file server")]
+    SetUp(#[source] io::Error),
     #[error("wait for a queue")]
     Wait(#[source] io::Error),
     #[error("serve a queue")]
@@ -244,10 +240,7 @@ impl Handler for FsWorker {
     fn register(&mut self, poller: &Poller) -> Result<(), FsError> {
         thread::own_directory_and_umask().map_err(FsError::Thread)?;
         if self.server.is_none() {
-            self.server = Some(open(&self.root).map_err(|source| FsError::Open {
-                path: self.root.path.clone(),
-                source,
-            })?);
+            self.server = Some(serve(&self.root).map_err(FsError::SetUp)?);
         }
         for (token, queue) in (0..).zip(&self.queues) {
             poller.add(queue.kick(), token).map_err(FsError::Wait)?;
@@ -283,8 +276,8 @@ impl Handler for FsWorker {
     }
 }
 
-/// Opens the share with as many descriptors for the guest as the process's limit leaves.
-fn open(root: &Root) -> io::Result<Server> {
+/// A server with as many descriptors for the guest as the process's limit leaves.
+fn serve(root: &Root) -> io::Result<Server> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let descriptors = limit
         .saturating_sub(OWN_DESCRIPTORS)

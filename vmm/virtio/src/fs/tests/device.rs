@@ -1,6 +1,5 @@
 //! The device: its configuration space, its worker, its sessions.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -211,17 +210,18 @@ fn chain_outside_memory_stops_the_device() {
     machine.rings[1].offer(b"", 0);
     machine.rings[1].put_descriptor(&descriptor);
     machine.kicks[1].signal().unwrap();
-    let stop = machine.device.stop().unwrap();
-    machine.resume(stop).unwrap();
+    // The kick is ahead of the order to stop, so it is seen first.
     machine.device.stop().unwrap();
+    assert!(machine.failure.is_raised());
     assert_eq!(machine.rings[1].used(), 0);
 }
 
 #[test]
-fn missing_root_stops_the_device_at_init() {
+fn missing_root_is_the_errno_of_init() {
     let mut machine = Machine::new();
     std::fs::remove_dir(machine.directory.path()).unwrap();
     machine.start_fresh();
     assert_eq!(machine.init(), libc::ENOENT);
-    assert!(machine.irq.line().as_fd().try_clone_to_owned().is_ok());
+    std::fs::create_dir(machine.directory.path()).unwrap();
+    assert_eq!(machine.init(), 0);
 }

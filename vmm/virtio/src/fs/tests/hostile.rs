@@ -101,7 +101,8 @@ fn unknown_operations_are_not_implemented() {
 #[test]
 fn every_operation_survives_zeros_and_ones_in_its_body() {
     let mut client = Client::mounted();
-    for opcode in 1..=51u32 {
+    // SYNCFS has no body, and would wait for whatever else the host writes.
+    for opcode in (1..=51u32).filter(|opcode| *opcode != Opcode::Syncfs as u32) {
         for byte in [0, 0xff] {
             for length in [0, 1, 7, 8, 40, 64, 300] {
                 let mut request = client.message(Opcode::Getattr, ROOT, &vec![byte; length]);
