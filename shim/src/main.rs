@@ -20,6 +20,35 @@ mod terminal;
 /// The supervisor's process: start one, connect to one, be one.
 mod supervise;
 
+/// The agent's client.
+mod agent;
+/// The sandbox's cgroup on the host.
+mod cgroup;
+/// The host's record of one container.
+mod container;
+/// Descriptors the runtime waits for.
+#[expect(
+    unsafe_code,
+    reason = "tokio leaves it to the caller that a descriptor stays open"
+)]
+mod polled;
+/// The host's record of one process.
+mod process;
+/// A container's files, as mounts in the shared directory.
+mod rootfs;
+/// The one owner of a sandbox: its VM, its agent, its containers.
+mod sandbox;
+/// containerd's Task API, translated.
+mod service;
+/// A bundle's configuration: the guest's part and the host's.
+mod spec;
+/// The state directory.
+mod state;
+/// A process's streams, between the outside and the guest.
+mod stdio;
+/// The VMM process and its control socket.
+mod vm;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

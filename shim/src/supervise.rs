@@ -1,10 +1,24 @@
 //! The supervisor's process: start one, connect to one, be one.
+//!
+//! ```text
+//!   husk run ── starts ──► husk serve: claims the id, own session and mount namespace, listens ─── "serving" ──► connected
+//!                                      │
+//!                                      └─ ends on: Shutdown, SIGTERM, its owner's end, or no container for a while
+//! ```
+//!
+//! The new process says on its standard output, a pipe, either `serving` or why it does not; then it lets go of the
+//! pipe. It outlives its starter, unless that one is its owner.
 
-use std::path::Path;
+mod client;
+mod serve;
 
-use containerd_shim_protos::shim_async::TaskClient;
+pub(crate) use client::{Supervisor, connect, start};
+pub(crate) use serve::serve;
 
 use crate::config::Options;
+
+/// The word for a supervisor that is ready.
+const SERVING: &str = "serving";
 
 /// What `husk serve` is told beside the [`Options`].
 #[derive(Clone, Debug, clap::Args)]
@@ -25,31 +39,4 @@ pub(crate) struct StartArgs<'a> {
     pub(crate) id: &'a str,
     /// The process whose end is the sandbox's.
     pub(crate) owner: Option<u32>,
-}
-
-/// A connected supervisor.
-pub(crate) struct Supervisor {
-    /// containerd's Task API.
-    pub(crate) tasks: TaskClient,
-}
-
-impl std::fmt::Debug for Supervisor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Supervisor").finish_non_exhaustive()
-    }
-}
-
-/// Runs a supervisor in this process until it is shut down.
-pub(crate) fn serve(_options: &Options, _args: &ServeArgs) -> anyhow::Result<()> {
-    anyhow::bail!("there is no supervisor")
-}
-
-/// Starts a supervisor in the background and connects to it.
-pub(crate) async fn start(_args: &StartArgs<'_>) -> anyhow::Result<Supervisor> {
-    anyhow::bail!("there is no supervisor")
-}
-
-/// Connects to the supervisor of a sandbox.
-pub(crate) async fn connect(_root: &Path, _id: &str) -> anyhow::Result<Supervisor> {
-    anyhow::bail!("there is no supervisor")
 }

@@ -1,0 +1,81 @@
+//! The host's record of one container: its init process, its execs and its files in the share.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::process::{Exit, Process, ProcessKey};
+use crate::rootfs::ContainerFiles;
+use crate::state::{ContainerRecord, now_ns};
+use crate::stdio::Stdio;
+
+/// Execs one container may have at a time: a bound on what a caller that never deletes them can pile up.
+pub(crate) const EXECS_MAX: usize = 1024;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) bundle: PathBuf,
+    pub(crate) init: Process,
+    pub(crate) execs: BTreeMap<String, Process>,
+    /// Once they are mounted.
+    pub(crate) files: Option<ContainerFiles>,
+    annotations: BTreeMap<String, String>,
+    created_ns: u64,
+}
+
+impl Container {
+    /// A container that is about to be made.
+    pub(crate) fn new(
+        bundle: PathBuf,
+        stdio: Stdio,
+        annotations: BTreeMap<String, String>,
+    ) -> Self {
+        Self {
+            bundle,
+            init: Process::new(stdio),
+            execs: BTreeMap::new(),
+            files: None,
+            annotations,
+            created_ns: now_ns(),
+        }
+    }
+
+    /// The process named by `key`, whose container this is.
+    pub(crate) fn process(&self, key: &ProcessKey) -> Option<&Process> {
+        if key.is_init() {
+            Some(&self.init)
+        } else {
+            self.execs.get(&key.exec)
+        }
+    }
+
+    /// The same, to change it.
+    pub(crate) fn process_mut(&mut self, key: &ProcessKey) -> Option<&mut Process> {
+        if key.is_init() {
+            Some(&mut self.init)
+        } else {
+            self.execs.get_mut(&key.exec)
+        }
+    }
+
+    /// The VM is gone, and every process with it.
+    pub(crate) fn lose(&mut self) {
+        let exit = Exit::lost();
+        self.init.stop(exit);
+        for process in self.execs.values_mut() {
+            process.stop(exit);
+        }
+    }
+
+    /// What the state file says of it.
+    pub(crate) fn record(&self, id: &str) -> ContainerRecord {
+        ContainerRecord {
+            id: id.to_owned(),
+            bundle: self.bundle.clone(),
+            status: self.init.phase.into(),
+            created_ns: self.created_ns,
+            exit_status: self.init.exit().map(|exit| exit.status),
+            annotations: self.annotations.clone(),
+        }
+    }
+}

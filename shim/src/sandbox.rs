@@ -1,0 +1,316 @@
+//! The one owner of a sandbox: its VM, its agent, its containers.
+//!
+//! ```text
+//!   none ── first create ─► booting ── the agent dials ─► ready ── shutdown ─► gone
+//!                              └─────── the VM ends by itself ──► ended: every process exits with 137 ─► gone
+//! ```
+//!
+//! One task owns [`Sandbox`] and runs *turns* on it, one at a time: short, synchronous steps that check a precondition and change
+//! the state. An operation (a file each, below) is a straight line of turns with the slow work between them; it is a task
+//! of its own, so a caller that goes away leaves nothing half done, and a slow one holds up nobody else. What the guest and
+//! the VMM do by themselves comes in as turns too.
+//!
+//! Ways to fail: [`TaskError`]. When the VM ends, all calls into it fail at once, with the VM's end as the reason.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::agent::{Agent, AgentError};
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::container::Container;
+use crate::process::{Exit, Phase, Process, ProcessKey};
+use crate::rootfs::Share;
+use crate::spec::HostPart;
+use crate::state::{ProcessRef, Record, StateDir, now_ns};
+use crate::stdio::StreamIds;
+use crate::vm::{EndReason, Vm, VmEnd};
+
+mod boot;
+mod create;
+mod delete;
+mod error;
+mod exec;
+mod query;
+mod shutdown;
+mod start;
+
+pub(crate) use boot::BootError;
+pub(crate) use create::CreateRequest;
+pub(crate) use delete::Deleted;
+pub(crate) use error::TaskError;
+pub(crate) use exec::ExecRequest;
+pub(crate) use query::ProcessState;
+
+/// A step on the owner's state.
+type Turn = Box<dyn FnOnce(&mut Sandbox) + Send>;
+
+/// See the module. Only turns touch it.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    id: String,
+    config: Config,
+    state: StateDir,
+    share: Share,
+    machine: Option<Machine>,
+    containers: BTreeMap<String, Container>,
+    stream_ids: StreamIds,
+    created_ns: u64,
+    bundle: PathBuf,
+    this: ProcessRef,
+    handle: Handle,
+    closing: bool,
+    life: watch::Sender<Life>,
+}
+
+/// The VM, once there is one.
+#[derive(Clone, Debug)]
+struct Machine {
+    vm: Vm,
+    cgroup: Option<Cgroup>,
+    /// None while it boots.
+    agent: watch::Receiver<Option<Result<Agent, Arc<BootError>>>>,
+}
+
+/// What the outside may know of the owner without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// There is no container.
+    Idle,
+    /// There are containers.
+    Busy,
+    /// All is removed.
+    Gone,
+}
+
+/// To ask the owner by; clones ask the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle {
+    turns: mpsc::UnboundedSender<Turn>,
+    life: watch::Receiver<Life>,
+}
+
+/// What a sandbox is made of before its first container.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) id: String,
+    pub(crate) config: Config,
+    pub(crate) state: StateDir,
+    pub(crate) share: Share,
+    pub(crate) this: ProcessRef,
+}
+
+/// Starts the owner of a new sandbox.
+pub(crate) fn start(origin: Origin) -> Handle {
+    let (turns, mut mailbox) = mpsc::unbounded_channel::<Turn>();
+    let (life, watched) = watch::channel(Life::Idle);
+    let handle = Handle {
+        turns,
+        life: watched,
+    };
+    let mut sandbox = Sandbox {
+        id: origin.id,
+        config: origin.config,
+        state: origin.state,
+        share: origin.share,
+        machine: None,
+        containers: BTreeMap::new(),
+        stream_ids: StreamIds::new(),
+        created_ns: now_ns(),
+        bundle: PathBuf::new(),
+        this: origin.this,
+        handle: handle.clone(),
+        closing: false,
+        life,
+    };
+    sandbox.save();
+    tokio::spawn(async move {
+        while let Some(turn) = mailbox.recv().await {
+            turn(&mut sandbox);
+        }
+    });
+    handle
+}
+
+impl Handle {
+    /// Runs `turn` on the owner's state.
+    async fn ask<T: Send + 'static>(
+        &self,
+        turn: impl FnOnce(&mut Sandbox) -> T + Send + 'static,
+    ) -> Result<T, TaskError> {
+        let (answer, answered) = oneshot::channel();
+        let turn: Turn = Box::new(move |sandbox| {
+            // The asker may have been cancelled.
+            let _ = answer.send(turn(sandbox));
+        });
+        self.turns.send(turn).map_err(|_| TaskError::Closing)?;
+        answered.await.map_err(|_| TaskError::Closing)
+    }
+
+    /// Runs `turn` some time soon.
+    fn tell(&self, turn: impl FnOnce(&mut Sandbox) + Send + 'static) {
+        if self.turns.send(Box::new(turn)).is_err() {
+            tracing::debug!("news came after the sandbox had gone");
+        }
+    }
+
+    /// Runs an operation to its end, whether or not its caller stays.
+    async fn run<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+    ) -> Result<T, TaskError> {
+        tokio::spawn(operation)
+            .await
+            .unwrap_or(Err(TaskError::Closing))
+    }
+
+    /// Waits until `wanted` is so.
+    pub(crate) async fn reaches(&self, wanted: impl FnMut(&Life) -> bool) {
+        let mut life = self.life.clone();
+        // The sender goes away with the owner, which is as gone as can be.
+        let _ = life.wait_for(wanted).await;
+    }
+}
+
+impl Machine {
+    /// Waits for the agent.
+    async fn agent(&self) -> Result<Agent, TaskError> {
+        let mut agent = self.agent.clone();
+        match agent.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(agent))) => Ok(agent.clone()),
+            Ok(Some(Err(error))) => Err(TaskError::Boot(error.clone())),
+            _ => Err(TaskError::Closing),
+        }
+    }
+
+    /// The agent, if it is there.
+    fn agent_now(&self) -> Option<Agent> {
+        match &*self.agent.borrow() {
+            Some(Ok(agent)) => Some(agent.clone()),
+            _ => None,
+        }
+    }
+
+    /// A lost agent's error becomes the VM's end, which follows it closely.
+    async fn explain(&self, error: AgentError) -> TaskError {
+        if matches!(error, AgentError::Lost)
+            && let Ok(end) = tokio::time::timeout(boot::END_FOLLOWS, self.vm.ended()).await
+        {
+            return TaskError::VmEnded(end);
+        }
+        error.into()
+    }
+}
+
+impl Sandbox {
+    fn container(&self, id: &str) -> Result<&Container, TaskError> {
+        self.containers
+            .get(id)
+            .ok_or_else(|| TaskError::NotFound(ProcessKey::init(id)))
+    }
+
+    fn process(&self, key: &ProcessKey) -> Result<&Process, TaskError> {
+        self.container(&key.container)?
+            .process(key)
+            .ok_or_else(|| TaskError::NotFound(key.clone()))
+    }
+
+    fn process_mut(&mut self, key: &ProcessKey) -> Result<&mut Process, TaskError> {
+        self.containers
+            .get_mut(&key.container)
+            .and_then(|container| container.process_mut(key))
+            .ok_or_else(|| TaskError::NotFound(key.clone()))
+    }
+
+    /// The VM of a sandbox that has processes.
+    fn machine(&self) -> Result<&Machine, TaskError> {
+        self.machine.as_ref().ok_or(TaskError::Closing)
+    }
+
+    /// A machine that can be asked something for `key`, which must be in one of `phases`.
+    fn machine_for(&self, key: &ProcessKey, phases: &[Phase]) -> Result<Machine, TaskError> {
+        let process = self.process(key)?;
+        if !phases.contains(&process.phase) {
+            return Err(TaskError::Phase {
+                key: key.clone(),
+                phase: process.phase,
+            });
+        }
+        let machine = self.machine()?;
+        match machine.vm.end() {
+            Some(end) => Err(TaskError::VmEnded(end)),
+            None => Ok(machine.clone()),
+        }
+    }
+
+    /// The agent's news of an exit.
+    fn on_exit(&mut self, key: &ProcessKey, exit: Exit) {
+        match self.process_mut(key) {
+            Ok(process) => {
+                if process.stop(exit) {
+                    tracing::info!(process = %key, status = exit.status, "exited");
+                    self.save();
+                }
+            }
+            Err(_) => tracing::debug!(process = %key, "an exit of an unknown process"),
+        }
+    }
+
+    /// The VM has ended: so has every process.
+    fn on_vm_end(&mut self, end: &VmEnd) {
+        if !self.closing {
+            tracing::error!("the VM ended: {end}");
+        }
+        for container in self.containers.values_mut() {
+            container.lose();
+        }
+        self.save();
+    }
+
+    /// Writes the record. Its loss would only make a later clean-up poorer, so it does not fail an operation.
+    fn save(&self) {
+        if let Err(e) = self.state.write(&self.record()) {
+            tracing::error!("{:#}", anyhow::Error::from(e));
+        }
+        let life = if self.containers.is_empty() {
+            Life::Idle
+        } else {
+            Life::Busy
+        };
+        self.life.send_if_modified(|now| {
+            let change = *now != Life::Gone && *now != life;
+            if change {
+                *now = life;
+            }
+            change
+        });
+    }
+
+    fn record(&self) -> Record {
+        let machine = self.machine.as_ref();
+        let by_itself = |end: Arc<VmEnd>| {
+            let expected = matches!(end.reason, EndReason::PoweredOff | EndReason::Stopped);
+            (!expected).then(|| end.to_string())
+        };
+        Record {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            created_ns: self.created_ns,
+            supervisor: self.this,
+            vmm: machine.map(|machine| machine.vm.process),
+            cgroup: machine
+                .and_then(|machine| machine.cgroup.as_ref())
+                .map(|cgroup| cgroup.dir().to_owned()),
+            containers: self
+                .containers
+                .iter()
+                .map(|(id, container)| container.record(id))
+                .collect(),
+            ended: machine.and_then(|m| m.vm.end()).and_then(by_itself),
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! From nothing to an agent that answers.
+//!
+//! ```text
+//!   size ─► cgroup ─► VMM spawned ··· kernel boots ··· agent dials ─► configure ─► events subscribed ─► ready
+//!           (a turn: quick)            (a task of its own, while the first container's files are prepared)
+//! ```
+//!
+//! Ways to fail: the host is too small, the VMM cannot run, the guest ends while it boots, or the agent does not dial
+//! before the deadline; the last two show the console's last lines.
+
+use std::future::Future;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::agent::event::Kind;
+use agent_api::agent::{Event as AgentEvent, Exit as AgentExit};
+use agent_api::{PORT_CONTROL, SHARE_TAG};
+use tokio::sync::{mpsc, watch};
+use ttrpc::asynchronous::ClientStreamReceiver;
+use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
+
+use super::{Handle, HostPart, Machine, Sandbox};
+use crate::agent::{Agent, AgentError};
+use crate::cgroup::{Cgroup, CgroupError};
+use crate::process::{Exit, ProcessKey};
+use crate::spec::{HostSize, SizeError, VmSize};
+use crate::vm::{Arrived, SpawnError, Vm, VmEnd};
+
+/// Within this the VMM's end follows the loss of its agent.
+pub(super) const END_FOLLOWS: Duration = Duration::from_secs(2);
+
+/// Console lines shown when the agent does not dial.
+const LAST_LINES: usize = 12;
+
+/// The guest's address; each VM has a vsock of its own, so all guests have the same.
+const GUEST_CID: u32 = 3;
+
+/// Why there is no VM with an agent.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BootError {
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error("{0}")]
+    Ended(Arc<VmEnd>),
+    #[error(
+        "the agent did not answer within {} s; the console's last lines:\n{console}",
+        after.as_secs()
+    )]
+    Deadline { after: Duration, console: String },
+    #[error("the agent was lost while it was set up")]
+    Agent(#[from] AgentError),
+}
+
+impl Sandbox {
+    /// Starts the VM for a container's demands, unless there is one.
+    pub(super) fn machine_or_boot(&mut self, host: &HostPart) -> Result<Machine, BootError> {
+        if let Some(machine) = &self.machine {
+            return Ok(machine.clone());
+        }
+        let least = VmSize {
+            memory_mib: self.config.memory_mib,
+            vcpus: self.config.vcpus,
+        };
+        let size = host.demand.vm_size(least, host_size())?;
+        let cgroup = make_cgroup(host.cgroups_path.as_deref(), &self.id)?;
+        let config = self.vm_config(size);
+        let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref());
+        let (vm, events) = match spawned {
+            Ok(spawned) => spawned,
+            Err(e) => {
+                remove_cgroup(cgroup.as_ref());
+                return Err(e.into());
+            }
+        };
+        let (ready, agent) = watch::channel(None);
+        let setup = Setup {
+            vm: vm.clone(),
+            hostname: host.hostname.clone().unwrap_or_else(|| self.id.clone()),
+            deadline: self.config.agent_timeout,
+            handle: self.handle.clone(),
+        };
+        tokio::spawn(async move {
+            let agent = setup.bring_up(events).await;
+            ready.send_replace(Some(agent.map_err(Arc::new)));
+        });
+        let (watched, handle) = (vm.clone(), self.handle.clone());
+        tokio::spawn(async move {
+            let end = watched.ended().await;
+            handle.tell(move |sandbox| sandbox.on_vm_end(&end));
+        });
+        let machine = Machine { vm, cgroup, agent };
+        self.machine = Some(machine.clone());
+        Ok(machine)
+    }
+
+    fn vm_config(&self, size: VmSize) -> VmConfig {
+        VmConfig {
+            id: self.id.clone(),
+            cpus: Cpus {
+                boot: size.vcpus,
+                max: size.vcpus,
+            },
+            memory_mib: size.memory_mib,
+            kernel: self.config.kernel.clone(),
+            initrd: self.config.initrd.clone(),
+            cmdline: Vec::new(),
+            vsock: Vsock {
+                cid: GUEST_CID,
+                host_ports: vec![PORT_CONTROL],
+            },
+            share: Some(vmm_api::Share {
+                root: self.share.root().to_owned(),
+                tag: SHARE_TAG.to_owned(),
+            }),
+            jail: Jail::default(),
+        }
+    }
+}
+
+/// What the booting task needs.
+struct Setup {
+    vm: Vm,
+    hostname: String,
+    deadline: Duration,
+    handle: Handle,
+}
+
+impl Setup {
+    /// Waits for the agent and makes the guest its own. The VM does not outlive a failure.
+    async fn bring_up(self, events: mpsc::Receiver<Arrived>) -> Result<Agent, BootError> {
+        let result = self.try_bring_up(events).await;
+        if result.is_err() {
+            self.vm.kill();
+        }
+        result
+    }
+
+    async fn try_bring_up(&self, events: mpsc::Receiver<Arrived>) -> Result<Agent, BootError> {
+        let agent = Agent::over(self.dialled(events).await?)?;
+        self.unless_ended(agent.configure(&self.hostname)).await?;
+        let events = self.unless_ended(agent.events()).await?;
+        tokio::spawn(forward(events, self.handle.clone(), self.vm.clone()));
+        Ok(agent)
+    }
+
+    /// The connection that the agent dials.
+    async fn dialled(&self, events: mpsc::Receiver<Arrived>) -> Result<OwnedFd, BootError> {
+        tokio::select! {
+            stream = accepted(events) => Ok(stream),
+            end = self.vm.ended() => Err(BootError::Ended(end)),
+            () = tokio::time::sleep(self.deadline) => Err(BootError::Deadline {
+                after: self.deadline,
+                console: self.vm.console.last_lines(LAST_LINES),
+            }),
+        }
+    }
+
+    /// When a call fails because the VM ended, that is the reason to be told.
+    async fn unless_ended<T>(
+        &self,
+        call: impl Future<Output = Result<T, AgentError>>,
+    ) -> Result<T, BootError> {
+        match call.await {
+            Ok(value) => Ok(value),
+            Err(error) => match tokio::time::timeout(END_FOLLOWS, self.vm.ended()).await {
+                Ok(end) => Err(BootError::Ended(end)),
+                Err(_) => Err(error.into()),
+            },
+        }
+    }
+}
+
+/// The first connection to the agent's port. Later dials are dropped: the agent dials once, whatever else a guest does. Never
+/// ready when the VM goes first.
+async fn accepted(mut events: mpsc::Receiver<Arrived>) -> OwnedFd {
+    while let Some(arrived) = events.recv().await {
+        match (arrived.event, arrived.fd) {
+            (Event::Accepted { port: PORT_CONTROL }, Some(stream)) => return stream,
+            (event, _) => tracing::debug!("the VMM says {event:?}"),
+        }
+    }
+    std::future::pending().await
+}
+
+/// Makes turns of the agent's events. Their end is the agent's, which is the VM's.
+async fn forward(mut events: ClientStreamReceiver<AgentEvent>, handle: Handle, vm: Vm) {
+    while let Ok(Some(event)) = events.recv().await {
+        match event.kind {
+            Some(Kind::Exit(exit)) => {
+                let (key, exit) = exit_of(exit);
+                handle.tell(move |sandbox| sandbox.on_exit(&key, exit));
+            }
+            Some(Kind::Oom(oom)) => {
+                tracing::warn!(container = oom.container_id, "out of memory");
+            }
+            Some(_) | None => tracing::debug!("the agent sent an event of no known kind"),
+        }
+    }
+    if tokio::time::timeout(END_FOLLOWS, vm.ended()).await.is_err() {
+        tracing::error!("the agent is lost while its VM runs on; it is killed");
+        vm.kill();
+    }
+}
+
+fn exit_of(exit: AgentExit) -> (ProcessKey, Exit) {
+    let key = ProcessKey {
+        container: exit.container_id,
+        exec: exit.exec_id,
+    };
+    let exit = Exit {
+        status: exit.status,
+        at_ns: u64::try_from(exit.at_ns).unwrap_or_default(),
+    };
+    (key, exit)
+}
+
+fn host_size() -> HostSize {
+    let info = rustix::system::sysinfo();
+    let bytes = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    HostSize {
+        memory_mib: bytes / (1024 * 1024),
+        cpus: u8::try_from(cpus).unwrap_or(u8::MAX),
+    }
+}
+
+/// A cgroup that was asked for must be had; the default one is worth a warning only.
+fn make_cgroup(path: Option<&Path>, id: &str) -> Result<Option<Cgroup>, CgroupError> {
+    match Cgroup::create(path, id) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(e) if path.is_some() => Err(e),
+        Err(e) => {
+            let error = anyhow::Error::from(e);
+            tracing::warn!("the VM runs in the supervisor's cgroup: {error:#}");
+            Ok(None)
+        }
+    }
+}
+
+/// Removes a cgroup that is empty.
+pub(super) fn remove_cgroup(cgroup: Option<&Cgroup>) {
+    if let Some(cgroup) = cgroup
+        && let Err(e) = cgroup.remove()
+    {
+        tracing::warn!("cannot remove the cgroup {}: {e}", cgroup.dir().display());
+    }
+}

@@ -1,0 +1,167 @@
+//! Create: a bundle becomes a container that waits for its start. The first one boots the VM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use containerd_shim_protos::api;
+
+use super::{Handle, Machine, Sandbox, TaskError};
+use crate::container::Container;
+use crate::process::{Phase, ProcessKey};
+use crate::rootfs::{ContainerFiles, Share};
+use crate::spec::{self, HostPart, Split};
+use crate::state::check_id;
+use crate::stdio::{Ids, Outside, ProcessStreams, Stdio};
+
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) struct CreateRequest {
+    pub(crate) id: String,
+    /// Absolute.
+    pub(crate) bundle: PathBuf,
+    /// Mounts that make the root file system; none: it is `root.path`.
+    pub(crate) rootfs: Vec<api::Mount>,
+    pub(crate) stdio: Stdio,
+}
+
+/// What the owner gave the operation to work with.
+struct Begun {
+    machine: Machine,
+    share: Share,
+    ids: Ids,
+}
+
+impl Handle {
+    /// Makes a container. Returns the pid to report for it. On an error nothing of it is left.
+    pub(crate) async fn create(&self, request: CreateRequest) -> Result<i32, TaskError> {
+        self.run(create(self.clone(), request)).await
+    }
+}
+
+async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskError> {
+    let split = read_bundle(&request)?;
+    request.stdio.terminal = split.host.terminal;
+    let key = ProcessKey::init(&request.id);
+    let begun = {
+        let (key, host) = (key.clone(), split.host.clone());
+        let (bundle, stdio) = (request.bundle.clone(), request.stdio.clone());
+        handle
+            .ask(move |sandbox| sandbox.begin_create(&key, bundle, stdio, &host))
+            .await??
+    };
+    let pid = begun.machine.vm.process.pid;
+    let made = make(begun, request, split).await;
+    handle
+        .ask(move |sandbox| sandbox.end_create(&key, made))
+        .await??;
+    Ok(pid)
+}
+
+fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
+    let path = request.bundle.join("config.json");
+    let config = std::fs::read(&path).map_err(|source| TaskError::Config { path, source })?;
+    Ok(spec::split(&config, &request.id)?)
+}
+
+/// The slow part: files while the VM boots, then the streams and the guest's half of the work.
+async fn make(
+    begun: Begun,
+    request: CreateRequest,
+    split: Split,
+) -> Result<(ContainerFiles, ProcessStreams), TaskError> {
+    let files = begun
+        .share
+        .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
+    match make_in_guest(&begun, &request, split.guest).await {
+        Ok(streams) => Ok((files, streams)),
+        Err(e) => {
+            files.remove();
+            Err(e)
+        }
+    }
+}
+
+async fn make_in_guest(
+    begun: &Begun,
+    request: &CreateRequest,
+    config: Vec<u8>,
+) -> Result<ProcessStreams, TaskError> {
+    let outside = Outside::open(&request.stdio).map_err(crate::stdio::StdioError::from)?;
+    let agent = begun.machine.agent().await?;
+    let control = &begun.machine.vm.control;
+    let streams = ProcessStreams::open(control, begun.ids, outside).await?;
+    match agent
+        .create_container(&request.id, config, begun.ids.into())
+        .await
+    {
+        Ok(()) => Ok(streams),
+        Err(e) => Err(begun.machine.explain(e).await),
+    }
+}
+
+impl Sandbox {
+    fn begin_create(
+        &mut self,
+        key: &ProcessKey,
+        bundle: PathBuf,
+        stdio: Stdio,
+        host: &HostPart,
+    ) -> Result<Begun, TaskError> {
+        if self.closing {
+            return Err(TaskError::Closing);
+        }
+        // An id is a directory's name in the share.
+        if check_id(&key.container).is_err() {
+            return Err(TaskError::NotFound(key.clone()));
+        }
+        if self.containers.contains_key(&key.container) {
+            return Err(TaskError::Exists(key.clone()));
+        }
+        let machine = self
+            .machine_or_boot(host)
+            .map_err(|e| TaskError::Boot(Arc::new(e)))?;
+        if let Some(end) = machine.vm.end() {
+            return Err(TaskError::VmEnded(end));
+        }
+        if self.bundle.as_os_str().is_empty() {
+            self.bundle.clone_from(&bundle);
+        }
+        let ids = self.stream_ids.take(&stdio);
+        let container = Container::new(bundle, stdio, host.annotations.clone());
+        self.containers.insert(key.container.clone(), container);
+        self.save();
+        Ok(Begun {
+            machine,
+            share: self.share.clone(),
+            ids,
+        })
+    }
+
+    fn end_create(
+        &mut self,
+        key: &ProcessKey,
+        made: Result<(ContainerFiles, ProcessStreams), TaskError>,
+    ) -> Result<(), TaskError> {
+        let Some(container) = self.containers.get_mut(&key.container) else {
+            return Err(TaskError::Closing);
+        };
+        let (files, mut streams) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                self.containers.remove(&key.container);
+                self.save();
+                return Err(e);
+            }
+        };
+        container.files = Some(files);
+        // It may have been killed, or the VM ended, in the meantime.
+        if container.init.phase == Phase::Creating {
+            container.init.phase = Phase::Created;
+        } else {
+            streams.end_input();
+        }
+        container.init.streams = Some(streams);
+        self.save();
+        Ok(())
+    }
+}

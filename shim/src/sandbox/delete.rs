@@ -1,0 +1,114 @@
+//! Delete: what a stopped process still has to say is delivered, then it is removed. A created one is removed too.
+
+use super::{Handle, Machine, Sandbox, TaskError};
+use crate::agent::AgentError;
+use crate::process::{Exit, Phase, ProcessKey};
+use crate::stdio::ProcessStreams;
+
+/// What is left to say of a deleted process.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deleted {
+    /// The pid that was reported for it.
+    pub(crate) pid: i32,
+    pub(crate) exit: Exit,
+}
+
+/// What the owner gave the operation to work with.
+struct Begun {
+    machine: Machine,
+    streams: Option<ProcessStreams>,
+    /// The phase to go back to when the agent refuses.
+    before: Phase,
+}
+
+impl Handle {
+    /// Deletes a process; with a container's init, the container.
+    pub(crate) async fn delete(&self, key: ProcessKey) -> Result<Deleted, TaskError> {
+        self.run(delete(self.clone(), key)).await
+    }
+}
+
+async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
+    let begun = {
+        let key = key.clone();
+        handle
+            .ask(move |sandbox| sandbox.begin_delete(&key))
+            .await??
+    };
+    if let Some(streams) = begun.streams {
+        streams.drain().await;
+    }
+    let result = delete_in_guest(&begun.machine, &key).await;
+    let exit = {
+        let failed = result.is_err().then_some(begun.before);
+        handle
+            .ask(move |sandbox| sandbox.end_delete(&key, failed))
+            .await?
+    };
+    result?;
+    Ok(Deleted {
+        pid: begun.machine.vm.process.pid,
+        exit,
+    })
+}
+
+/// With the VM gone, so is its half of the process.
+async fn delete_in_guest(machine: &Machine, key: &ProcessKey) -> Result<(), TaskError> {
+    if machine.vm.end().is_some() {
+        return Ok(());
+    }
+    match machine.agent().await?.delete(key).await {
+        Ok(())
+        | Err(
+            AgentError::Lost
+            | AgentError::Refused {
+                code: ttrpc::Code::NOT_FOUND,
+                ..
+            },
+        ) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+impl Sandbox {
+    fn begin_delete(&mut self, key: &ProcessKey) -> Result<Begun, TaskError> {
+        let machine = self.machine()?.clone();
+        let process = self.process_mut(key)?;
+        let before = process.phase;
+        if !matches!(before, Phase::Created | Phase::Stopped) {
+            return Err(TaskError::Phase {
+                key: key.clone(),
+                phase: before,
+            });
+        }
+        process.phase = Phase::Deleting;
+        // Output of a process that never ran is not waited for.
+        let streams = process.streams.take().filter(|_| before == Phase::Stopped);
+        Ok(Begun {
+            machine,
+            streams,
+            before,
+        })
+    }
+
+    fn end_delete(&mut self, key: &ProcessKey, failed: Option<Phase>) -> Exit {
+        let Ok(process) = self.process_mut(key) else {
+            return Exit::lost();
+        };
+        let exit = process.exit();
+        if let Some(before) = failed {
+            process.phase = before;
+        } else if key.is_init() {
+            if let Some(mut container) = self.containers.remove(&key.container) {
+                container.lose();
+                if let Some(files) = container.files {
+                    files.remove();
+                }
+            }
+        } else if let Some(container) = self.containers.get_mut(&key.container) {
+            container.execs.remove(&key.exec);
+        }
+        self.save();
+        exit.unwrap_or_else(Exit::lost)
+    }
+}

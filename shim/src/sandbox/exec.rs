@@ -1,0 +1,108 @@
+//! Exec: another process in a container, created here and started like the first.
+
+use super::{Handle, Machine, Sandbox, TaskError};
+use crate::container::EXECS_MAX;
+use crate::process::{Phase, Process, ProcessKey};
+use crate::spec;
+use crate::stdio::{Ids, Outside, ProcessStreams, Stdio, StdioError};
+
+/// What is asked for.
+#[derive(Debug)]
+pub(crate) struct ExecRequest {
+    pub(crate) key: ProcessKey,
+    /// An OCI `process` object, JSON.
+    pub(crate) process: Vec<u8>,
+    pub(crate) stdio: Stdio,
+}
+
+impl Handle {
+    /// Makes an exec. On an error nothing of it is left.
+    pub(crate) async fn exec(&self, request: ExecRequest) -> Result<(), TaskError> {
+        self.run(exec(self.clone(), request)).await
+    }
+}
+
+async fn exec(handle: Handle, request: ExecRequest) -> Result<(), TaskError> {
+    let (process, terminal) = spec::exec_process(&request.process)?;
+    let stdio = Stdio {
+        terminal,
+        ..request.stdio
+    };
+    let key = request.key;
+    let (machine, ids) = {
+        let (key, stdio) = (key.clone(), stdio.clone());
+        handle
+            .ask(move |sandbox| sandbox.begin_exec(&key, stdio))
+            .await??
+    };
+    let made = make(&machine, ids, &key, process, &stdio).await;
+    handle
+        .ask(move |sandbox| sandbox.end_exec(&key, made))
+        .await?
+}
+
+async fn make(
+    machine: &Machine,
+    ids: Ids,
+    key: &ProcessKey,
+    process: Vec<u8>,
+    stdio: &Stdio,
+) -> Result<ProcessStreams, TaskError> {
+    let outside = Outside::open(stdio).map_err(StdioError::from)?;
+    let agent = machine.agent().await?;
+    let streams = ProcessStreams::open(&machine.vm.control, ids, outside).await?;
+    match agent.create_process(key, process, ids.into()).await {
+        Ok(()) => Ok(streams),
+        Err(e) => Err(machine.explain(e).await),
+    }
+}
+
+impl Sandbox {
+    fn begin_exec(&mut self, key: &ProcessKey, stdio: Stdio) -> Result<(Machine, Ids), TaskError> {
+        let init = ProcessKey::init(&key.container);
+        let machine = self.machine_for(&init, &[Phase::Created, Phase::Running])?;
+        let ids = self.stream_ids.take(&stdio);
+        let Some(container) = self.containers.get_mut(&key.container) else {
+            return Err(TaskError::NotFound(init));
+        };
+        // An exec without an id would be the init process.
+        if key.is_init() || container.execs.contains_key(&key.exec) {
+            return Err(TaskError::Exists(key.clone()));
+        }
+        if container.execs.len() >= EXECS_MAX {
+            return Err(TaskError::Limit {
+                what: init,
+                max: EXECS_MAX,
+                things: "execs",
+            });
+        }
+        container
+            .execs
+            .insert(key.exec.clone(), Process::new(stdio));
+        Ok((machine, ids))
+    }
+
+    fn end_exec(
+        &mut self,
+        key: &ProcessKey,
+        made: Result<ProcessStreams, TaskError>,
+    ) -> Result<(), TaskError> {
+        let mut streams = match made {
+            Ok(streams) => streams,
+            Err(e) => {
+                if let Some(container) = self.containers.get_mut(&key.container) {
+                    container.execs.remove(&key.exec);
+                }
+                return Err(e);
+            }
+        };
+        let process = self.process_mut(key)?;
+        if process.phase == Phase::Creating {
+            process.phase = Phase::Created;
+        } else {
+            streams.end_input();
+        }
+        process.streams = Some(streams);
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! Everything that does not change a process's phase: state, wait, signals, terminal size, end of input.
+
+use std::path::PathBuf;
+
+use super::{Handle, Sandbox, TaskError};
+use crate::process::{Exit, Phase, ProcessKey};
+use crate::stdio::Stdio;
+
+/// What is known of a process.
+#[derive(Clone, Debug)]
+pub(crate) struct ProcessState {
+    pub(crate) bundle: PathBuf,
+    /// The pid to report: the VMM's.
+    pub(crate) pid: i32,
+    pub(crate) phase: Phase,
+    pub(crate) stdio: Stdio,
+    pub(crate) exit: Option<Exit>,
+}
+
+/// Phases in which a process can be spoken to.
+const ALIVE: [Phase; 3] = [Phase::Created, Phase::Starting, Phase::Running];
+
+impl Handle {
+    /// What a process is doing.
+    pub(crate) async fn state(&self, key: ProcessKey) -> Result<ProcessState, TaskError> {
+        self.ask(move |sandbox| sandbox.state_of(&key)).await?
+    }
+
+    /// Waits for the exit of a process.
+    pub(crate) async fn wait(&self, key: ProcessKey) -> Result<Exit, TaskError> {
+        let mut exit = self
+            .ask(move |sandbox| Ok::<_, TaskError>(sandbox.process(&key)?.watch_exit()))
+            .await??;
+        match exit.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(exit)) => Ok(*exit),
+            // Deleted before it was ever started.
+            _ => Err(TaskError::Closing),
+        }
+    }
+
+    /// Sends a signal to a process, or to all of its container's.
+    pub(crate) async fn kill(
+        &self,
+        key: ProcessKey,
+        signal: u32,
+        all: bool,
+    ) -> Result<(), TaskError> {
+        let machine = {
+            let key = key.clone();
+            self.ask(move |sandbox| sandbox.machine_for(&key, &ALIVE))
+                .await??
+        };
+        match machine.agent().await?.signal(&key, signal, all).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(machine.explain(e).await),
+        }
+    }
+
+    /// Sets the size of a process's terminal, in characters.
+    pub(crate) async fn resize(
+        &self,
+        key: ProcessKey,
+        width: u32,
+        height: u32,
+    ) -> Result<(), TaskError> {
+        let machine = {
+            let key = key.clone();
+            self.ask(move |sandbox| sandbox.machine_for(&key, &ALIVE))
+                .await??
+        };
+        let agent = machine.agent().await?;
+        match agent.resize_pty(&key, width, height).await {
+            Ok(()) => Ok(()),
+            Err(e) => Err(machine.explain(e).await),
+        }
+    }
+
+    /// Ends a process's input after what has been written to it.
+    pub(crate) async fn close_stdin(&self, key: ProcessKey) -> Result<(), TaskError> {
+        self.ask(move |sandbox| {
+            let process = sandbox.process_mut(&key)?;
+            if let Some(streams) = &mut process.streams {
+                streams.close_stdin();
+            }
+            Ok(())
+        })
+        .await?
+    }
+
+    /// The pid that is reported for a container.
+    pub(crate) async fn pid(&self, container: String) -> Result<i32, TaskError> {
+        let state = self.state(ProcessKey::init(&container)).await?;
+        Ok(state.pid)
+    }
+}
+
+impl Sandbox {
+    fn state_of(&self, key: &ProcessKey) -> Result<ProcessState, TaskError> {
+        let process = self.process(key)?;
+        Ok(ProcessState {
+            bundle: self.container(&key.container)?.bundle.clone(),
+            pid: self.machine()?.vm.process.pid,
+            phase: process.phase,
+            stdio: process.stdio.clone(),
+            exit: process.exit(),
+        })
+    }
+}

@@ -1,0 +1,52 @@
+//! Start: the program of a created process is executed.
+
+use super::{Handle, Machine, Sandbox, TaskError};
+use crate::process::{Phase, ProcessKey};
+
+impl Handle {
+    /// Starts a created process. Returns the pid to report for it.
+    pub(crate) async fn start(&self, key: ProcessKey) -> Result<i32, TaskError> {
+        self.run(start(self.clone(), key)).await
+    }
+}
+
+async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
+    let machine = {
+        let key = key.clone();
+        handle
+            .ask(move |sandbox| sandbox.begin_start(&key))
+            .await??
+    };
+    let agent = machine.agent().await?;
+    let started = match agent.start(&key).await {
+        Ok(_guest_pid) => Ok(()),
+        Err(e) => Err(machine.explain(e).await),
+    };
+    let succeeded = started.is_ok();
+    handle
+        .ask(move |sandbox| sandbox.end_start(&key, succeeded))
+        .await?;
+    started.map(|()| machine.vm.process.pid)
+}
+
+impl Sandbox {
+    fn begin_start(&mut self, key: &ProcessKey) -> Result<Machine, TaskError> {
+        let machine = self.machine_for(key, &[Phase::Created])?;
+        self.process_mut(key)?.phase = Phase::Starting;
+        Ok(machine)
+    }
+
+    /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted.
+    fn end_start(&mut self, key: &ProcessKey, succeeded: bool) {
+        if let Ok(process) = self.process_mut(key)
+            && process.phase == Phase::Starting
+        {
+            process.phase = if succeeded {
+                Phase::Running
+            } else {
+                Phase::Created
+            };
+        }
+        self.save();
+    }
+}

@@ -1,0 +1,219 @@
+//! A bundle's `config.json`: what the guest must do, what the host must do, and what neither can (pure).
+//!
+//! ```text
+//!   config.json ─► split ─┬─► the guest's configuration: the same, with paths below SHARE_DIR where they were the host's
+//!                         └─► the host's part: root file system and bind mounts for the share, cgroup path, size of the VM
+//! ```
+//!
+//! File systems that a kernel makes (tmpfs, proc, sysfs, devpts, mqueue, cgroup) are the guest kernel's and pass unchanged. A
+//! namespace that the configuration does not ask for is "the runtime's own", which here is the VM's; only where that would
+//! silently be less than asked (network, pid, mount) it is refused. What cannot be honoured is an error that
+//! names the field, never a silence.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use agent_api::SHARE_DIR;
+use oci_spec::runtime::{Mount, Process, Spec};
+
+mod refuse;
+mod size;
+
+pub(crate) use size::{Demand, HostSize, SizeError, VmSize};
+
+/// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.
+const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
+
+/// The two halves of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    /// The guest's configuration, as JSON.
+    pub(crate) guest: Vec<u8>,
+    /// The host's part.
+    pub(crate) host: HostPart,
+}
+
+/// What a container needs on the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostPart {
+    /// `root.path`: absolute, or relative to the bundle.
+    pub(crate) rootfs: PathBuf,
+    /// Mounts the share must offer.
+    pub(crate) binds: Vec<Bind>,
+    /// Whether the process has a terminal.
+    pub(crate) terminal: bool,
+    /// The container's hostname.
+    pub(crate) hostname: Option<String>,
+    /// Where the host cgroup is to be.
+    pub(crate) cgroups_path: Option<PathBuf>,
+    /// What the container may use.
+    pub(crate) demand: Demand,
+    /// Copied to the record.
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// One bind mount: `source` is offered to the guest as `mounts/<position in the list>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bind {
+    /// Absolute, or relative to the bundle.
+    pub(crate) source: PathBuf,
+    /// Not even the VMM may write to it.
+    pub(crate) read_only: bool,
+    /// With the mounts below it.
+    pub(crate) recursive: bool,
+    /// Mounts that appear below it later are seen.
+    pub(crate) follows_host: bool,
+}
+
+/// Why a configuration cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpecError {
+    #[error("config.json is not an OCI configuration")]
+    Parse(#[source] serde_json::Error),
+    #[error("the configuration for the guest cannot be written")]
+    Write(#[source] serde_json::Error),
+    #[error("ociVersion {0:?} is not supported: 1.x is")]
+    Version(String),
+    /// A field that must be there.
+    #[error("{0} is missing or empty")]
+    Missing(&'static str),
+    #[error("process.cwd {} is not an absolute path", .0.display())]
+    RelativeCwd(PathBuf),
+    #[error("mount destination {} is not an absolute path", .0.display())]
+    RelativeDestination(PathBuf),
+    /// Something that ends at the border of a VM.
+    #[error("{what} cannot be used in a VM: {why}")]
+    Refused { what: String, why: &'static str },
+}
+
+/// Splits the `config.json` of container `id`.
+pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
+    let mut spec: Spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
+    check(&spec)?;
+    let mut host = HostPart {
+        rootfs: rootfs_path(&spec)?,
+        terminal: has_terminal(&spec),
+        hostname: spec.hostname().clone(),
+        annotations: spec
+            .annotations()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        ..HostPart::default()
+    };
+    if let Some(linux) = spec.linux() {
+        host.cgroups_path = linux.cgroups_path().clone();
+        host.demand = Demand::of(linux);
+    }
+    let share = Path::new(SHARE_DIR).join(id);
+    if let Some(root) = spec.root_mut() {
+        root.set_path(share.join("rootfs"));
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        take_bind(mount, &share, &mut host.binds)?;
+    }
+    if let Some(process) = spec.process_mut() {
+        drop_labels(process);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(None);
+    }
+    let guest = serde_json::to_vec(&spec).map_err(SpecError::Write)?;
+    Ok(Split { guest, host })
+}
+
+/// The process of an exec, an OCI `process` object, made fit for the guest. With it, whether it has a terminal.
+pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
+    let mut process: Process = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    check_process(&process)?;
+    drop_labels(&mut process);
+    let terminal = process.terminal().unwrap_or(false);
+    Ok((
+        serde_json::to_vec(&process).map_err(SpecError::Write)?,
+        terminal,
+    ))
+}
+
+fn check(spec: &Spec) -> Result<(), SpecError> {
+    if spec.version().split('.').next() != Some("1") {
+        return Err(SpecError::Version(spec.version().clone()));
+    }
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or(SpecError::Missing("process"))?;
+    check_process(process)?;
+    let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
+    refuse::namespaces(linux)?;
+    refuse::devices(linux)?;
+    refuse::seccomp_notify(linux)?;
+    refuse::host_features(linux)?;
+    refuse::hooks(spec)
+}
+
+fn check_process(process: &Process) -> Result<(), SpecError> {
+    match process.args() {
+        Some(args) if !args.is_empty() => {}
+        _ => return Err(SpecError::Missing("process.args")),
+    }
+    if !process.cwd().is_absolute() {
+        return Err(SpecError::RelativeCwd(process.cwd().clone()));
+    }
+    Ok(())
+}
+
+fn rootfs_path(spec: &Spec) -> Result<PathBuf, SpecError> {
+    let root = spec.root().as_ref().ok_or(SpecError::Missing("root"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(SpecError::Missing("root.path"));
+    }
+    Ok(root.path().clone())
+}
+
+fn has_terminal(spec: &Spec) -> bool {
+    spec.process().as_ref().and_then(Process::terminal) == Some(true)
+}
+
+/// The guest's kernel has no AppArmor and no SELinux: labels mean the host's confinement, which the VM replaces.
+fn drop_labels(process: &mut Process) {
+    process.set_apparmor_profile(None);
+    process.set_selinux_label(None);
+}
+
+/// Turns a bind of the host's into one of the share's.
+fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(), SpecError> {
+    if !mount.destination().is_absolute() {
+        return Err(SpecError::RelativeDestination(mount.destination().clone()));
+    }
+    let options = mount.options().clone().unwrap_or_default();
+    let has = |name: &str| options.iter().any(|option| option == name);
+    let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
+    if !is_bind {
+        return Ok(());
+    }
+    if mount.destination() == Path::new("/dev/shm") {
+        mount.set_typ(Some("tmpfs".into()));
+        mount.set_source(Some("shm".into()));
+        mount.set_options(Some(SHM_OPTIONS.map(String::from).to_vec()));
+        return Ok(());
+    }
+    let source = mount
+        .source()
+        .clone()
+        .ok_or(SpecError::Missing("mounts.source"))?;
+    refuse::kernel_files(&source)?;
+    mount.set_source(Some(share.join("mounts").join(binds.len().to_string())));
+    binds.push(Bind {
+        source,
+        read_only: has("ro") || has("rro"),
+        recursive: has("rbind"),
+        follows_host: ["slave", "rslave", "shared", "rshared"]
+            .into_iter()
+            .any(has),
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

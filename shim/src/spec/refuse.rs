@@ -1,0 +1,163 @@
+//! What ends at the border of a VM, each with its reason (pure).
+
+use std::path::Path;
+
+use oci_spec::runtime::{
+    Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccompAction, Spec,
+};
+
+use super::SpecError;
+
+/// Character devices that the guest's kernel has itself: null, zero, full, random, urandom; tty, console, ptmx; tun, fuse.
+const GUEST_DEVICES: [(i64, i64); 10] = [
+    (1, 3),
+    (1, 5),
+    (1, 7),
+    (1, 8),
+    (1, 9),
+    (5, 0),
+    (5, 1),
+    (5, 2),
+    (10, 200),
+    (10, 229),
+];
+
+/// Without these a process would be in the host's; with each, what that is and why it cannot be.
+const NEEDED: [(LinuxNamespaceType, &str, &str); 3] = [
+    (
+        LinuxNamespaceType::Network,
+        "the host's network namespace",
+        "the guest has a network stack of its own; add a namespace of type network",
+    ),
+    (
+        LinuxNamespaceType::Pid,
+        "the host's pid namespace",
+        "the guest's kernel numbers its processes; add a namespace of type pid",
+    ),
+    (
+        LinuxNamespaceType::Mount,
+        "the host's mount namespace",
+        "the guest's kernel mounts its file systems; add a namespace of type mount",
+    ),
+];
+
+pub(super) fn namespaces(linux: &Linux) -> Result<(), SpecError> {
+    let asked = linux.namespaces().as_deref().unwrap_or_default();
+    for (typ, what, why) in NEEDED {
+        if !asked.iter().any(|namespace| namespace.typ() == typ) {
+            return Err(refused(what, why));
+        }
+    }
+    for namespace in asked {
+        if let Some(path) = namespace.path() {
+            return Err(refused(
+                format!("the {} namespace {}", namespace.typ(), path.display()),
+                "a namespace of the host's kernel cannot be entered by a guest's process",
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn devices(linux: &Linux) -> Result<(), SpecError> {
+    for device in linux.devices().iter().flatten() {
+        if !is_guests(device) {
+            return Err(refused(
+                format!("the device {}", device.path().display()),
+                "it is the host's, and the guest has no driver for it",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_guests(device: &LinuxDevice) -> bool {
+    match device.typ() {
+        LinuxDeviceType::C | LinuxDeviceType::U => {
+            GUEST_DEVICES.contains(&(device.major(), device.minor()))
+        }
+        LinuxDeviceType::P => true,
+        LinuxDeviceType::A | LinuxDeviceType::B => false,
+    }
+}
+
+pub(super) fn seccomp_notify(linux: &Linux) -> Result<(), SpecError> {
+    let Some(seccomp) = linux.seccomp() else {
+        return Ok(());
+    };
+    let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
+    let rules = seccomp.syscalls().iter().flatten();
+    if seccomp.listener_path().is_some()
+        || notifies(seccomp.default_action())
+        || rules
+            .map(oci_spec::runtime::LinuxSyscall::action)
+            .any(notifies)
+    {
+        return Err(refused(
+            "linux.seccomp with a notify action",
+            "the listener on the host cannot act on a guest's process",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn host_features(linux: &Linux) -> Result<(), SpecError> {
+    if linux.intel_rdt().is_some() {
+        return Err(refused(
+            "linux.intelRdt",
+            "the guest's CPUs have no cache allocation",
+        ));
+    }
+    if linux
+        .net_devices()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty())
+    {
+        return Err(refused(
+            "linux.netDevices",
+            "a host interface cannot be moved into a guest",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn hooks(spec: &Spec) -> Result<(), SpecError> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    let kinds: [(&str, &Option<Vec<Hook>>); 6] = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (kind, list) in kinds {
+        if list.as_ref().is_some_and(|list| !list.is_empty()) {
+            return Err(refused(format!("hooks.{kind}"), "hooks are not supported"));
+        }
+    }
+    Ok(())
+}
+
+/// Files that a kernel makes are about that kernel: the host's say nothing true about the guest.
+pub(super) fn kernel_files(source: &Path) -> Result<(), SpecError> {
+    let of_a_kernel = ["/proc", "/sys", "/dev"]
+        .into_iter()
+        .any(|top| source.starts_with(top));
+    if of_a_kernel && !source.starts_with("/dev/shm") {
+        return Err(refused(
+            format!("the mount of the host's {}", source.display()),
+            "it belongs to the host's kernel",
+        ));
+    }
+    Ok(())
+}
+
+fn refused(what: impl Into<String>, why: &'static str) -> SpecError {
+    SpecError::Refused {
+        what: what.into(),
+        why,
+    }
+}

@@ -1,0 +1,212 @@
+//! The split, case by case, on small configurations.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A configuration that runs.
+fn config() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": ["true"],
+            "cwd": "/"
+        },
+        "hostname": "web",
+        "mounts": [],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}]
+        }
+    })
+}
+
+fn split_of(config: &Value) -> Result<Split, SpecError> {
+    split(config.to_string().as_bytes(), "c1")
+}
+
+fn guest_of(config: &Value) -> Value {
+    serde_json::from_slice(&split_of(config).unwrap().guest).unwrap()
+}
+
+fn with(path: &str, value: Value) -> Value {
+    let mut config = config();
+    let (parent, key) = path.rsplit_once('/').unwrap();
+    let parent = if parent.is_empty() {
+        &mut config
+    } else {
+        config.pointer_mut(parent).unwrap()
+    };
+    parent[key] = value;
+    config
+}
+
+/// The error's text for a configuration changed in one place.
+fn refusal(path: &str, value: Value) -> String {
+    split_of(&with(path, value)).unwrap_err().to_string()
+}
+
+#[test]
+fn rootfs_becomes_the_shares() {
+    let config = config();
+    assert_eq!(
+        guest_of(&config)["root"]["path"],
+        "/run/husk/share/c1/rootfs"
+    );
+    let host = split_of(&config).unwrap().host;
+    assert_eq!(host.rootfs, Path::new("rootfs"));
+    assert_eq!(host.hostname.as_deref(), Some("web"));
+}
+
+#[test]
+fn binds_become_the_shares_in_order() {
+    let config = with(
+        "/mounts",
+        json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]},
+            {"destination": "/etc/hosts", "type": "none", "source": "hosts", "options": ["bind", "rslave"]},
+            {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["size=1m"]}
+        ]),
+    );
+    let guest = guest_of(&config);
+    assert_eq!(guest["mounts"][0], config["mounts"][0]);
+    assert_eq!(guest["mounts"][1]["source"], "/run/husk/share/c1/mounts/0");
+    assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
+    assert_eq!(guest["mounts"][2]["source"], "/run/husk/share/c1/mounts/1");
+    assert_eq!(guest["mounts"][3], config["mounts"][3]);
+    let bind = |source: &str, read_only, recursive, follows_host| Bind {
+        source: source.into(),
+        read_only,
+        recursive,
+        follows_host,
+    };
+    assert_eq!(
+        split_of(&config).unwrap().host.binds,
+        [
+            bind("/srv/data", true, true, false),
+            bind("hosts", false, false, true)
+        ]
+    );
+}
+
+#[test]
+fn hosts_shm_becomes_the_guests() {
+    let config = with(
+        "/mounts",
+        json!([{"destination": "/dev/shm", "type": "bind", "source": "/run/shm", "options": ["rbind"]}]),
+    );
+    let guest = guest_of(&config);
+    assert_eq!(guest["mounts"][0]["type"], "tmpfs");
+    assert!(split_of(&config).unwrap().host.binds.is_empty());
+}
+
+#[test]
+fn labels_of_the_hosts_security_modules_are_dropped() {
+    let guest = guest_of(&with("/process/apparmorProfile", json!("docker-default")));
+    assert_eq!(guest["process"].get("apparmorProfile"), None);
+}
+
+#[test]
+fn namespaces_of_the_host_are_refused() {
+    let without = |typ: &str| {
+        let all = json!([{"type": "pid"}, {"type": "network"}, {"type": "mount"}]);
+        let kept: Vec<Value> = all
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|n| n["type"] != typ)
+            .cloned()
+            .collect();
+        refusal("/linux/namespaces", kept.into())
+    };
+    assert!(without("network").starts_with("the host's network namespace cannot be used"));
+    assert!(without("pid").starts_with("the host's pid namespace cannot be used"));
+    assert!(without("mount").starts_with("the host's mount namespace cannot be used"));
+    let by_path = json!([
+        {"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network"}, {"type": "mount"}
+    ]);
+    assert!(refusal("/linux/namespaces", by_path).contains("/proc/1/ns/pid"));
+}
+
+#[test]
+fn namespaces_that_are_the_vms_anyway_may_be_missing() {
+    assert!(split_of(&config()).is_ok());
+}
+
+#[test]
+fn devices_of_the_host_are_refused_by_name() {
+    let device = |path: &str, typ: &str, major: i64, minor: i64| json!([{"path": path, "type": typ, "major": major, "minor": minor}]);
+    let error = refusal("/linux/devices", device("/dev/sda", "b", 8, 0));
+    assert!(
+        error.starts_with("the device /dev/sda cannot be used"),
+        "{error}"
+    );
+    for good in [
+        device("/dev/null", "c", 1, 3),
+        device("/dev/fuse", "c", 10, 229),
+    ] {
+        assert!(split_of(&with("/linux/devices", good)).is_ok());
+    }
+}
+
+#[test]
+fn kernel_files_of_the_host_are_refused() {
+    for source in ["/proc/kmsg", "/sys/fs/cgroup", "/dev/kvm"] {
+        let mounts =
+            json!([{"destination": "/x", "type": "bind", "source": source, "options": ["bind"]}]);
+        assert!(refusal("/mounts", mounts).contains(source));
+    }
+}
+
+#[test]
+fn seccomp_notify_is_refused() {
+    let notify = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["bpf"], "action": "SCMP_ACT_NOTIFY"}]});
+    assert!(refusal("/linux/seccomp", notify).contains("notify"));
+    let plain = json!({"defaultAction": "SCMP_ACT_ERRNO"});
+    assert!(split_of(&with("/linux/seccomp", plain)).is_ok());
+}
+
+#[test]
+fn hooks_are_refused_by_kind() {
+    let hooks = json!({"poststop": [{"path": "/bin/true"}]});
+    assert!(refusal("/hooks", hooks).starts_with("hooks.poststop cannot be used"));
+    assert!(split_of(&with("/hooks", json!({"poststop": []}))).is_ok());
+}
+
+#[test]
+fn what_must_be_there_is_named() {
+    assert_eq!(
+        refusal("/process/args", json!([])),
+        "process.args is missing or empty"
+    );
+    assert_eq!(
+        refusal("/root/path", json!("")),
+        "root.path is missing or empty"
+    );
+    assert_eq!(
+        refusal("/process/cwd", json!("tmp")),
+        "process.cwd tmp is not an absolute path"
+    );
+    assert_eq!(
+        refusal("/ociVersion", json!("2.0.0")),
+        "ociVersion \"2.0.0\" is not supported: 1.x is"
+    );
+    let mut config = config();
+    config.as_object_mut().unwrap().remove("linux");
+    assert_eq!(
+        split_of(&config).unwrap_err().to_string(),
+        "linux is missing or empty"
+    );
+}
+
+#[test]
+fn an_exec_is_checked_like_a_process() {
+    let process =
+        json!({"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "terminal": true});
+    let (_, terminal) = exec_process(process.to_string().as_bytes()).unwrap();
+    assert!(terminal);
+    let process = json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"});
+    assert!(exec_process(process.to_string().as_bytes()).is_err());
+}

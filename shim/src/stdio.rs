@@ -1,0 +1,247 @@
+//! A process's standard streams: the outside's descriptors on one side, one vsock connection each on the other.
+//!
+//! ```text
+//!   FIFO, fd of the CLI ──► End ──► pump ──► End (socketpair) ──► VMM ──► vsock ──► agent ──► process
+//!                       ◄──     ◄──      ◄──
+//! ```
+//!
+//! A stream is opened with its 8-byte id and is then plain bytes, half-close included. What each end's closing does:
+//!
+//! - outside ends its input: the process reads to the end, then end-of-file;
+//! - [`ProcessStreams::close_stdin`]: the same, after what is in the FIFO;
+//! - the process closes its output: the outside descriptor is closed;
+//! - the outside reader goes away: the stream is closed, so that the process gets `EPIPE`.
+//!
+//! Backpressure is one chunk per stream here, then the guest's vsock credit. After the process has exited, what is on its way
+//! is delivered ([`ProcessStreams::drain`]); only a stream that stands still for [`DRAIN_IDLE`] is given up.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_api::{PORT_STREAM, StreamId};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::task::JoinHandle;
+
+use crate::vm::{Control, ControlError};
+
+mod end;
+mod outside;
+mod pump;
+
+use end::End;
+use outside::Keeper;
+pub(crate) use outside::{Lender, Outside, OutsideError};
+use pump::Progress;
+
+/// How long a stream of an exited process may stand still before the rest of it is given up.
+pub(crate) const DRAIN_IDLE: Duration = Duration::from_secs(10);
+
+/// What the caller of the Task API wants a process's streams to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stdio {
+    pub(crate) terminal: bool,
+    /// A FIFO's path, `fd://PID/N`, or empty for none; so are the others.
+    pub(crate) stdin: String,
+    pub(crate) stdout: String,
+    /// Not used with a terminal.
+    pub(crate) stderr: String,
+}
+
+/// Why a process's streams cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StdioError {
+    #[error(transparent)]
+    Outside(#[from] OutsideError),
+    #[error("cannot open a stream to the guest")]
+    Connect(#[from] ControlError),
+    #[error("cannot make a stream")]
+    Io(#[from] io::Error),
+}
+
+/// The streams of one process, running.
+#[derive(Debug)]
+pub(crate) struct ProcessStreams {
+    /// Ends with the input, or is ended when the process exits.
+    input: Option<JoinHandle<()>>,
+    outputs: Vec<Output>,
+    /// Keeps a FIFO open for writing until the caller closes the process's input.
+    keeper: Option<Keeper>,
+    lender: Option<Lender>,
+}
+
+#[derive(Debug)]
+struct Output {
+    pump: JoinHandle<()>,
+    progress: Arc<Progress>,
+}
+
+/// Hands out stream ids, unique within the sandbox.
+#[derive(Debug)]
+pub(crate) struct StreamIds(u64);
+
+/// The ids of one process's streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ids {
+    pub(crate) stdin: Option<StreamId>,
+    pub(crate) stdout: Option<StreamId>,
+    pub(crate) stderr: Option<StreamId>,
+    pub(crate) terminal: Option<StreamId>,
+}
+
+impl StreamIds {
+    pub(crate) fn new() -> Self {
+        Self(0)
+    }
+
+    /// Ids for the streams that `stdio` has.
+    pub(crate) fn take(&mut self, stdio: &Stdio) -> Ids {
+        let mut next = |wanted: bool| {
+            self.0 += u64::from(wanted);
+            StreamId::new(self.0).filter(|_| wanted)
+        };
+        if stdio.terminal {
+            return Ids {
+                terminal: next(true),
+                ..Ids::default()
+            };
+        }
+        Ids {
+            stdin: next(!stdio.stdin.is_empty()),
+            stdout: next(!stdio.stdout.is_empty()),
+            stderr: next(!stdio.stderr.is_empty()),
+            terminal: None,
+        }
+    }
+}
+
+impl From<Ids> for agent_api::agent::Streams {
+    fn from(ids: Ids) -> Self {
+        let number = |id: Option<StreamId>| id.map_or(0, StreamId::get);
+        Self {
+            stdin: number(ids.stdin),
+            stdout: number(ids.stdout),
+            stderr: number(ids.stderr),
+            terminal: number(ids.terminal),
+            ..Self::default()
+        }
+    }
+}
+
+impl ProcessStreams {
+    /// Connects each stream to the guest and begins to move bytes.
+    pub(crate) async fn open(
+        control: &Control,
+        ids: Ids,
+        outside: Outside,
+    ) -> Result<Self, StdioError> {
+        let mut streams = Self {
+            input: None,
+            outputs: Vec::new(),
+            keeper: outside.keeper,
+            lender: outside.lender,
+        };
+        if let Some(id) = ids.terminal {
+            let guest = Arc::new(connect(control, id).await?);
+            streams.add_output(guest.clone(), outside.stdout);
+            streams.add_input(outside.stdin, guest);
+            return Ok(streams);
+        }
+        if let Some(id) = ids.stdout {
+            let guest = Arc::new(connect(control, id).await?);
+            streams.add_output(guest, outside.stdout);
+        }
+        if let Some(id) = ids.stderr {
+            let guest = Arc::new(connect(control, id).await?);
+            streams.add_output(guest, outside.stderr);
+        }
+        if let Some(id) = ids.stdin {
+            let guest = Arc::new(connect(control, id).await?);
+            streams.add_input(outside.stdin, guest);
+        }
+        Ok(streams)
+    }
+
+    fn add_input(&mut self, from: Option<End>, guest: Arc<End>) {
+        if let Some(from) = from {
+            self.input = Some(tokio::spawn(pump::input(from, guest)));
+        }
+    }
+
+    fn add_output(&mut self, guest: Arc<End>, to: Option<End>) {
+        let progress = Arc::new(Progress::default());
+        let pump = tokio::spawn(pump::output(guest, to, progress.clone()));
+        self.outputs.push(Output { pump, progress });
+    }
+
+    /// The caller will write no more. What is in its FIFO is still delivered.
+    pub(crate) fn close_stdin(&mut self) {
+        self.keeper = None;
+    }
+
+    /// The process has exited: nobody reads its input any more.
+    pub(crate) fn end_input(&mut self) {
+        self.keeper = None;
+        if let Some(input) = self.input.take() {
+            input.abort();
+        }
+    }
+
+    /// Waits until all output is delivered. Gives up on a stream that stands still for [`DRAIN_IDLE`], unless it is only
+    /// the outside that does not read and the process that lent its descriptors is alive.
+    pub(crate) async fn drain(mut self) {
+        self.end_input();
+        let lender = self.lender.take();
+        for mut output in std::mem::take(&mut self.outputs) {
+            let mut moved = output.progress.moved();
+            while tokio::time::timeout(DRAIN_IDLE, &mut output.pump)
+                .await
+                .is_err()
+            {
+                let now = output.progress.moved();
+                let may_wait = output.progress.waits_for_outside()
+                    && lender.as_ref().is_some_and(Lender::is_alive);
+                if now == moved && !may_wait {
+                    tracing::warn!("an output stream stood still after its process had exited");
+                    output.pump.abort();
+                    break;
+                }
+                moved = now;
+            }
+        }
+    }
+}
+
+impl Drop for ProcessStreams {
+    fn drop(&mut self) {
+        self.end_input();
+        for output in &self.outputs {
+            output.pump.abort();
+        }
+    }
+}
+
+/// Opens the stream `id` to the guest.
+async fn connect(control: &Control, id: StreamId) -> Result<End, StdioError> {
+    let (near, far) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(io::Error::from)?;
+    introduce(&near, id)?;
+    control.connect(PORT_STREAM, far).await?;
+    Ok(End::socket(near)?)
+}
+
+/// Eight bytes fit into an empty socket at once.
+fn introduce(stream: &OwnedFd, id: StreamId) -> io::Result<()> {
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    rustix::net::send(stream.as_fd(), &id.get().to_le_bytes(), flags)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,364 @@
+//! Streams against a VMM that is a socket: what it is handed are the guest's ends.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::RecvFlags;
+use tokio::io::Interest;
+use vmm_api::{Command, Message, Reply, Request};
+
+use super::*;
+use crate::polled;
+use crate::vm;
+
+/// More than any buffer between the ends.
+const MUCH_BYTES: usize = 3 * 1024 * 1024;
+
+/// Answers every `Connect` and hands out the guest's ends in order, their ids read.
+async fn guest_ends(vmm: OwnedFd, count: usize) -> Vec<UnixStream> {
+    let vmm = polled::watch(vmm).unwrap();
+    let mut ends = Vec::new();
+    while ends.len() < count {
+        let mut packet = vec![0; vmm_api::PACKET_MAX_BYTES];
+        let (length, fd) = vmm
+            .async_io(Interest::READABLE, |socket| receive(socket, &mut packet))
+            .await
+            .unwrap();
+        let request: Request = serde_json::from_slice(&packet[..length]).unwrap();
+        assert_eq!(request.command, Command::Connect { port: PORT_STREAM });
+        let reply = Message::Reply {
+            id: request.id,
+            result: Ok(Reply::Done),
+        };
+        let reply = serde_json::to_vec(&reply).unwrap();
+        rustix::net::send(&vmm, &reply, rustix::net::SendFlags::empty()).unwrap();
+        let mut end = UnixStream::from(fd);
+        let mut id = [0; 8];
+        end.read_exact(&mut id).unwrap();
+        assert_eq!(u64::from_le_bytes(id), ends.len() as u64 + 1);
+        ends.push(end);
+    }
+    ends
+}
+
+fn receive(socket: &OwnedFd, packet: &mut [u8]) -> io::Result<(usize, OwnedFd)> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut slices = [io::IoSliceMut::new(packet)];
+    let message = rustix::net::recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::DONTWAIT)?;
+    let fd = ancillary
+        .drain()
+        .find_map(|message| match message {
+            rustix::net::RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        })
+        .unwrap();
+    Ok((message.bytes, fd))
+}
+
+/// Opens `stdio`'s streams. With them come the guest's ends.
+async fn open(stdio: &Stdio) -> (ProcessStreams, Vec<UnixStream>) {
+    let (ours, theirs) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .unwrap();
+    let (control, _events) = vm::open_control(ours).unwrap();
+    let ids = StreamIds::new().take(stdio);
+    let count = [ids.stdin, ids.stdout, ids.stderr, ids.terminal]
+        .iter()
+        .flatten()
+        .count();
+    let outside = Outside::open(stdio).unwrap();
+    let (streams, ends) = tokio::join!(
+        ProcessStreams::open(&control, ids, outside),
+        guest_ends(theirs, count)
+    );
+    (streams.unwrap(), ends)
+}
+
+fn lent(fd: &impl std::os::fd::AsRawFd) -> String {
+    format!("fd://{}/{}", std::process::id(), fd.as_raw_fd())
+}
+
+fn stdin_of(fd: &impl std::os::fd::AsRawFd) -> Stdio {
+    Stdio {
+        stdin: lent(fd),
+        ..Stdio::default()
+    }
+}
+
+fn stdout_of(fd: &impl std::os::fd::AsRawFd) -> Stdio {
+    Stdio {
+        stdout: lent(fd),
+        ..Stdio::default()
+    }
+}
+
+/// Runs what blocks beside the runtime.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+fn read_all(mut from: impl io::Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+fn pattern() -> Vec<u8> {
+    (0..MUCH_BYTES).map(|at| (at % 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn all_output_reaches_a_slow_reader() {
+    let (reader, writer) = io::pipe().unwrap();
+    let (streams, mut ends) = open(&stdout_of(&writer)).await;
+    drop(writer);
+    let mut end = ends.remove(0);
+    let writing = tokio::task::spawn_blocking(move || end.write_all(&pattern()).unwrap());
+    let reading = blocking(move || read_all(reader)).await;
+    writing.await.unwrap();
+    assert!(reading == pattern());
+    streams.drain().await;
+}
+
+#[tokio::test]
+async fn stdin_half_close_reaches_process() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let (_streams, mut ends) = open(&stdin_of(&reader)).await;
+    let end = ends.remove(0);
+    let writing = tokio::task::spawn_blocking(move || writer.write_all(&pattern()).unwrap());
+    let got = blocking(move || read_all(end)).await;
+    writing.await.unwrap();
+    assert!(got == pattern());
+}
+
+#[tokio::test]
+async fn a_file_and_dev_null_are_read_to_their_end() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&pattern()).unwrap();
+    io::Seek::rewind(&mut file).unwrap();
+    let (_streams, mut ends) = open(&stdin_of(&file)).await;
+    let end = ends.remove(0);
+    assert!(blocking(move || read_all(end)).await == pattern());
+
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let (_streams, mut ends) = open(&stdin_of(&null)).await;
+    let end = ends.remove(0);
+    assert!(blocking(move || read_all(end)).await.is_empty());
+}
+
+#[tokio::test]
+async fn output_is_appended_at_the_lent_files_place() {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"before ").unwrap();
+    let (streams, mut ends) = open(&stdout_of(&file)).await;
+    ends[0].write_all(b"after").unwrap();
+    drop(ends.remove(0));
+    streams.drain().await;
+    io::Seek::rewind(&mut file).unwrap();
+    assert_eq!(read_all(file), b"before after");
+}
+
+#[tokio::test]
+async fn a_lent_pipe_stays_blocking_for_its_owner() {
+    let (reader, writer) = io::pipe().unwrap();
+    let (_streams, _ends) = open(&stdin_of(&reader)).await;
+    let flags = rustix::fs::fcntl_getfl(&reader).unwrap();
+    assert!(!flags.contains(OFlags::NONBLOCK));
+    drop(writer);
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_closes_the_stream() {
+    let (reader, writer) = io::pipe().unwrap();
+    let (_streams, mut ends) = open(&stdout_of(&writer)).await;
+    drop((reader, writer));
+    let mut end = ends.remove(0);
+    let error = blocking(move || {
+        loop {
+            if let Err(error) = end.write_all(b"more") {
+                return error;
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_guest_that_closes_its_input_frees_the_writer() {
+    let (reader, mut writer) = io::pipe().unwrap();
+    let (_streams, mut ends) = open(&stdin_of(&reader)).await;
+    drop(reader);
+    drop(ends.remove(0));
+    let error = blocking(move || {
+        loop {
+            if let Err(error) = writer.write_all(b"more") {
+                return error;
+            }
+        }
+    })
+    .await;
+    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+}
+
+#[tokio::test]
+async fn a_lent_fifo_without_a_writer_is_at_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("fifo");
+    make_fifo(&path);
+    let reader = open_fifo(&path, OFlags::RDONLY);
+    let mut writer = std::fs::File::from(open_fifo(&path, OFlags::WRONLY));
+    writer.write_all(b"last words").unwrap();
+    drop(writer);
+    let (_streams, mut ends) = open(&stdin_of(&reader)).await;
+    let end = ends.remove(0);
+    assert_eq!(blocking(move || read_all(end)).await, b"last words");
+}
+
+#[tokio::test]
+async fn a_fifos_input_ends_when_it_is_closed_and_not_when_a_writer_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stdin");
+    make_fifo(&path);
+    let stdio = Stdio {
+        stdin: path.to_str().unwrap().to_owned(),
+        ..Stdio::default()
+    };
+    let (mut streams, mut ends) = open(&stdio).await;
+    for word in [b"one ".as_slice(), b"two"] {
+        let mut writer = std::fs::File::from(open_fifo(&path, OFlags::WRONLY));
+        writer.write_all(word).unwrap();
+    }
+    let mut end = ends.remove(0);
+    let (mut end, words) = blocking(move || {
+        let mut words = [0; 7];
+        end.read_exact(&mut words).unwrap();
+        (end, words)
+    })
+    .await;
+    assert_eq!(&words, b"one two");
+    end.set_nonblocking(true).unwrap();
+    let open_still = end.read(&mut [0]).unwrap_err();
+    assert_eq!(open_still.kind(), io::ErrorKind::WouldBlock);
+    end.set_nonblocking(false).unwrap();
+    streams.close_stdin();
+    assert!(blocking(move || read_all(end)).await.is_empty());
+}
+
+#[tokio::test]
+async fn an_output_fifos_reader_may_come_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stdout");
+    make_fifo(&path);
+    let stdio = Stdio {
+        stdout: path.to_str().unwrap().to_owned(),
+        ..Stdio::default()
+    };
+    let (streams, mut ends) = open(&stdio).await;
+    ends[0].write_all(b"early").unwrap();
+    let reader = std::fs::File::from(open_fifo(&path, OFlags::RDONLY));
+    drop(ends.remove(0));
+    streams.drain().await;
+    assert_eq!(read_all(reader), b"early");
+}
+
+#[tokio::test]
+async fn a_terminal_is_one_stream_both_ways() {
+    let (stdin, mut typed) = io::pipe().unwrap();
+    let (shown, stdout) = io::pipe().unwrap();
+    let stdio = Stdio {
+        terminal: true,
+        stdin: lent(&stdin),
+        stdout: lent(&stdout),
+        stderr: "/nowhere".into(),
+    };
+    let (streams, mut ends) = open(&stdio).await;
+    drop(stdout);
+    typed.write_all(b"ls\n").unwrap();
+    let mut end = ends.remove(0);
+    let (mut end, line) = blocking(move || {
+        let mut line = [0; 3];
+        end.read_exact(&mut line).unwrap();
+        (end, line)
+    })
+    .await;
+    assert_eq!(&line, b"ls\n");
+    end.write_all(b"a b\r\n").unwrap();
+    drop(end);
+    streams.drain().await;
+    assert_eq!(read_all(shown), b"a b\r\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_never_ends_is_given_up_after_the_exit() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let (streams, ends) = open(&stdout_of(&writer)).await;
+    let before = tokio::time::Instant::now();
+    streams.drain().await;
+    assert_eq!(before.elapsed(), DRAIN_IDLE);
+    drop(ends);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_is_waited_for_while_the_lender_lives() {
+    let (reader, writer) = io::pipe().unwrap();
+    let (streams, mut ends) = open(&stdout_of(&writer)).await;
+    drop(writer);
+    // More than the pipe holds, less than pipe, chunk and sockets do.
+    let bytes = vec![b'x'; 100 * 1024];
+    ends[0].write_all(&bytes).unwrap();
+    drop(ends);
+    let reading = async {
+        tokio::time::sleep(DRAIN_IDLE * 5).await;
+        blocking(move || read_all(reader)).await
+    };
+    let (got, ()) = tokio::join!(reading, streams.drain());
+    assert_eq!(got.len(), bytes.len());
+}
+
+#[test]
+fn ids_are_unique_and_none_is_zero() {
+    let mut ids = StreamIds::new();
+    let stdio = Stdio {
+        stdin: "/a".into(),
+        stderr: "/b".into(),
+        ..Stdio::default()
+    };
+    let first = ids.take(&stdio);
+    assert_eq!(first.stdin.map(StreamId::get), Some(1));
+    assert_eq!(first.stdout, None);
+    assert_eq!(first.stderr.map(StreamId::get), Some(2));
+    let second = ids.take(&Stdio {
+        terminal: true,
+        ..Stdio::default()
+    });
+    assert_eq!(second.terminal.map(StreamId::get), Some(3));
+    let wire = agent_api::agent::Streams::from(first);
+    assert_eq!(
+        (wire.stdin, wire.stdout, wire.stderr, wire.terminal),
+        (1, 0, 2, 0)
+    );
+}
+
+fn make_fifo(path: &std::path::Path) {
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        path,
+        rustix::fs::FileType::Fifo,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .unwrap();
+}
+
+fn open_fifo(path: &std::path::Path, access: OFlags) -> OwnedFd {
+    let fd = rustix::fs::open(path, access | OFlags::NONBLOCK, Mode::empty()).unwrap();
+    rustix::io::ioctl_fionbio(&fd, false).unwrap();
+    fd
+}

@@ -1,0 +1,109 @@
+//! The other side of the supervisor's socket: start a supervisor, connect to one.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use containerd_shim_protos::shim_async::TaskClient;
+use rustix::fs::{Mode, OFlags};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+use super::{SERVING, StartArgs};
+use crate::state::{StateDir, StateError};
+
+/// More than any error says.
+const WORDS_MAX_BYTES: u64 = 64 * 1024;
+
+/// A connected supervisor.
+pub(crate) struct Supervisor {
+    /// containerd's Task API.
+    pub(crate) tasks: TaskClient,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Supervisor").finish_non_exhaustive()
+    }
+}
+
+/// Why there is no supervisor to talk to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("cannot start a supervisor")]
+    Spawn(#[source] io::Error),
+    #[error("cannot hear from the new supervisor")]
+    Listen(#[source] io::Error),
+    /// Its own words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the new supervisor ended without a word")]
+    Silent,
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("cannot connect to the supervisor of {id}")]
+    Connect {
+        id: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Starts a supervisor in the background and connects to it.
+pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError> {
+    let mut command = Command::new("/proc/self/exe");
+    command
+        .args(args.options.to_args().map_err(StartError::Spawn)?)
+        .args(["serve", args.id])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    if let Some(owner) = args.owner {
+        command.args(["--owner", &owner.to_string()]);
+    }
+    let mut child = command.spawn().map_err(StartError::Spawn)?;
+    let words = child.stdout.take().ok_or(StartError::Silent)?;
+    match hear(words.into()).await.map_err(StartError::Listen)?.trim() {
+        SERVING => connect(&args.options.root, args.id).await,
+        "" => Err(StartError::Silent),
+        error => Err(StartError::Refused(error.to_owned())),
+    }
+}
+
+async fn hear(words: std::os::fd::OwnedFd) -> io::Result<String> {
+    let mut text = String::new();
+    pipe::Receiver::from_owned_fd(words)?
+        .take(WORDS_MAX_BYTES)
+        .read_to_string(&mut text)
+        .await?;
+    Ok(text)
+}
+
+/// Connects to the supervisor of a sandbox.
+pub(crate) async fn connect(root: &Path, id: &str) -> Result<Supervisor, StartError> {
+    let state = StateDir::open(root, id)?;
+    let stream = dial(&state).map_err(|source| StartError::Connect {
+        id: id.to_owned(),
+        source,
+    })?;
+    Ok(Supervisor {
+        tasks: TaskClient::new(Client::new(Socket::from(stream))),
+    })
+}
+
+fn dial(state: &StateDir) -> io::Result<UnixStream> {
+    let dir = rustix::fs::open(
+        state.path(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let stream = StdUnixStream::connect(StateDir::socket_beneath(dir.as_raw_fd()))?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}

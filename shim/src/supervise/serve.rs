@@ -1,0 +1,217 @@
+//! Being a supervisor: one process, one thread, one sandbox.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use super::{SERVING, ServeArgs};
+use crate::config::{Config, ConfigError, Options};
+use crate::polled;
+use crate::rootfs::{RootfsError, Share};
+use crate::sandbox::{self, Handle, Life, Origin};
+use crate::service;
+use crate::state::{ProcessRef, StateDir, StateError};
+
+/// How long a supervisor without a container stays: its starter may have died before it asked for one.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Why a supervisor did not come up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Share(#[from] RootfsError),
+    #[error("cannot listen for the Task API")]
+    Listen(#[source] io::Error),
+    #[error("cannot serve the Task API")]
+    Serve(#[from] ttrpc::Error),
+    #[error("cannot become a process of its own")]
+    Detach(#[source] io::Error),
+    #[error("cannot say that all is ready")]
+    Report(#[source] io::Error),
+}
+
+/// Runs a supervisor in this process until it is shut down. Its standard output hears how the beginning went.
+pub(crate) fn serve(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
+    let result = claim(options, args);
+    if let Err(error) = &result {
+        // Whoever started this process reads it, unless gone.
+        let _ = writeln!(io::stdout(), "{}", chain(error));
+    }
+    result
+}
+
+/// The error with its sources, as `main` prints it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// From here on the id is taken; a failure gives it back.
+fn claim(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
+    let config = Config::load(options)?;
+    let state = StateDir::create(&options.root, &args.id)?;
+    let result = detach(&state)
+        .map_err(ServeError::Detach)
+        .and_then(|this| Ok((this, Share::enter(&state)?)))
+        .and_then(|(this, share)| {
+            let origin = Origin {
+                id: args.id.clone(),
+                config,
+                state: state.clone(),
+                share,
+                this,
+            };
+            run(origin, args.owner)
+        });
+    if result.is_err()
+        && let Err(e) = state.remove()
+    {
+        tracing::warn!("{}", chain(&e));
+    }
+    result
+}
+
+/// Leaves the starter's session; standard error goes to the state directory.
+fn detach(state: &StateDir) -> io::Result<ProcessRef> {
+    // Refused to a leader of a process group only, which has been set apart already.
+    let _ = rustix::process::setsid();
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(state.log())?;
+    rustix::stdio::dup2_stderr(&log)?;
+    let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+    ProcessRef::of(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn run(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Detach)?
+        .block_on(attend(origin, owner))
+}
+
+async fn attend(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
+    let mut end = EndSignals::catch().map_err(ServeError::Detach)?;
+    let listener = listen(&origin.state).map_err(ServeError::Listen)?;
+    let sandbox = sandbox::start(origin);
+    let mut server = Server::new()
+        .add_listener(Listener::from(listener))
+        .register_service(service::services(&sandbox));
+    server.start().await?;
+    report_ready().map_err(ServeError::Report)?;
+    let reason = tokio::select! {
+        () = sandbox.reaches(|life| *life == Life::Gone) => None,
+        signal = end.next() => Some(signal),
+        () = owner_gone(owner) => Some("its owner is gone"),
+        () = idle(&sandbox) => Some("there is no container"),
+    };
+    if let Some(reason) = reason {
+        tracing::info!("the sandbox ends: {reason}");
+        if let Err(e) = sandbox.shutdown(true).await {
+            tracing::error!("{}", chain(&e));
+        }
+    }
+    // Delivers the answers that are on their way.
+    Ok(server.shutdown().await?)
+}
+
+fn listen(state: &StateDir) -> io::Result<UnixListener> {
+    let dir = rustix::fs::open(
+        state.path(),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let path = StateDir::socket_beneath(dir.as_raw_fd());
+    let listener = StdUnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Says so and lets go of the pipe, whose reader waits for its end.
+fn report_ready() -> io::Result<()> {
+    let mut stdout = io::stdout();
+    writeln!(stdout, "{SERVING}")?;
+    stdout.flush()?;
+    let null = File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Orders to end.
+struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Waits for the end of the process `owner`; for ever when there is none.
+async fn owner_gone(owner: Option<u32>) {
+    let Some(owner) = owner else {
+        return std::future::pending().await;
+    };
+    let Some(pidfd) = pidfd_of(owner) else {
+        return;
+    };
+    match polled::watch(pidfd) {
+        // Readable is dead.
+        Ok(pidfd) => drop(pidfd.readable().await),
+        Err(e) => {
+            tracing::error!("cannot watch the owner {owner}: {e}");
+            std::future::pending().await
+        }
+    }
+}
+
+fn pidfd_of(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
+}
+
+/// Waits until there has been no container for [`IDLE_MAX`].
+async fn idle(sandbox: &Handle) {
+    loop {
+        sandbox.reaches(|life| *life == Life::Idle).await;
+        let busy = sandbox.reaches(|life| *life != Life::Idle);
+        if tokio::time::timeout(IDLE_MAX, busy).await.is_err() {
+            return;
+        }
+    }
+}
