@@ -61,7 +61,7 @@ pub(crate) fn judge(probe: &Probe) -> Result<String, String> {
     let Some(speed) = probe.instructions_per_second else {
         return Err(format!("present but no guest runs: {why}"));
     };
-    let millions = speed / 1_000_000;
+    let millions = format!("{}.{}", speed / 1_000_000, speed / 100_000 % 10);
     if speed < FIT_PER_SECOND {
         return Err(format!(
             "present but emulated: {millions} M guest instructions per second ({} M needed), use hack/kvm-host",
@@ -87,14 +87,17 @@ mod tests {
 
     #[test]
     fn hardware_is_fit() {
-        let answer = judge(&at(Some(3_210_000_000))).unwrap();
-        assert_eq!(answer, "3210 M guest instructions per second");
+        let answer = judge(&at(Some(3_210_012_345))).unwrap();
+        assert_eq!(answer, "3210.0 M guest instructions per second");
     }
 
     #[test]
     fn emulating_kvm_is_not_fit() {
         let answer = judge(&at(Some(2_000_000))).unwrap_err();
-        assert!(answer.starts_with("present but emulated: 2 M"), "{answer}");
+        assert!(
+            answer.starts_with("present but emulated: 2.0 M"),
+            "{answer}"
+        );
     }
 
     #[test]

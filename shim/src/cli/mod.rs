@@ -1,6 +1,8 @@
 //! The command line: what may be said, and which verb answers. One file per verb.
 
+mod bundle;
 mod check;
+mod foreground;
 mod run;
 mod signals;
 mod spec;

@@ -10,7 +10,7 @@ use anyhow::{Context as _, anyhow};
 use super::Failure;
 
 /// A shell on the user's terminal, in `rootfs`, with the usual confinement.
-const CONFIG: &str = include_str!("config.json");
+pub(super) const CONFIG: &str = include_str!("config.json");
 
 /// Write a config.json that runs a shell in the bundle's rootfs
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! One container, as a verb sees it through its supervisor: containerd's Task API in plain Rust values.
+//! One process, as a verb sees it through its supervisor: containerd's Task API in plain Rust values.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,6 +6,8 @@ use std::time::Duration;
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::TaskClient;
 use ttrpc::context::{Context, with_duration, with_timeout};
+
+use crate::supervise::Supervisor;
 
 /// How long an order that needs nothing but the supervisor may take.
 const SHORT: Duration = Duration::from_secs(10);
@@ -21,20 +23,21 @@ pub(super) enum TaskError {
     Lost(#[source] ttrpc::Error),
 }
 
-/// A container's three streams, as the supervisor is to find them.
+/// A process's streams, as the supervisor is to find them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Streams {
-    pub(super) stdin: String,
-    pub(super) stdout: String,
-    /// Empty with a terminal.
-    pub(super) stderr: String,
+    terminal: bool,
+    stdin: String,
+    stdout: String,
+    stderr: String,
 }
 
 impl Streams {
-    /// This process's own standard descriptors, which the supervisor takes from it.
+    /// This process's own standard descriptors, which the supervisor takes from it. With a terminal, standard error is not used.
     pub(super) fn own(terminal: bool) -> Self {
         let of = |fd: u8| format!("fd://{}/{fd}", std::process::id());
         Self {
+            terminal,
             stdin: of(0),
             stdout: of(1),
             stderr: if terminal { String::new() } else { of(2) },
@@ -42,32 +45,35 @@ impl Streams {
     }
 }
 
-/// One container's task.
-#[derive(Clone)]
+/// A container's init process, or one of its execs.
 pub(super) struct Task {
     client: TaskClient,
     id: String,
+    /// Empty for the init process.
+    exec_id: String,
 }
 
 impl Task {
-    pub(super) fn new(client: TaskClient, id: &str) -> Self {
+    /// The init process of container `id`.
+    pub(super) fn init(supervisor: Supervisor, id: &str) -> Self {
+        Self::exec(supervisor, id, "")
+    }
+
+    /// The exec `exec_id` of container `id`.
+    pub(super) fn exec(supervisor: Supervisor, id: &str, exec_id: &str) -> Self {
         Self {
-            client,
+            client: supervisor.tasks,
             id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
         }
     }
 
     /// Makes the container; its program waits for [`Task::start`]. Returns the pid to report.
-    pub(super) async fn create(
-        &self,
-        bundle: &Path,
-        terminal: bool,
-        streams: Streams,
-    ) -> Result<u32, TaskError> {
+    pub(super) async fn create(&self, bundle: &Path, streams: Streams) -> Result<u32, TaskError> {
         let request = api::CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
-            terminal,
+            terminal: streams.terminal,
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
@@ -77,41 +83,71 @@ impl Task {
         Ok(reply.map_err(task_error)?.pid)
     }
 
-    /// Executes the container's program.
-    pub(super) async fn start(&self) -> Result<(), TaskError> {
+    /// Makes the exec of an OCI `process` object, JSON; its program waits for [`Task::start`].
+    pub(super) async fn create_exec(
+        &self,
+        process: Vec<u8>,
+        streams: Streams,
+    ) -> Result<(), TaskError> {
+        let spec = protobuf::well_known_types::any::Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+            value: process,
+            ..Default::default()
+        };
+        let request = api::ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
+            terminal: streams.terminal,
+            stdin: streams.stdin,
+            stdout: streams.stdout,
+            stderr: streams.stderr,
+            spec: protobuf::MessageField::some(spec),
+            ..Default::default()
+        };
+        let reply = self.client.exec(unhurried(), &request).await;
+        reply.map(drop).map_err(task_error)
+    }
+
+    /// Executes the program. Returns the pid to report.
+    pub(super) async fn start(&self) -> Result<u32, TaskError> {
         let request = api::StartRequest {
             id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
             ..Default::default()
         };
         let reply = self.client.start(unhurried(), &request).await;
-        reply.map(drop).map_err(task_error)
+        Ok(reply.map_err(task_error)?.pid)
     }
 
     /// The exit status, once there is one: the exit code, or 128 + the signal.
     pub(super) async fn wait(&self) -> Result<u32, TaskError> {
         let request = api::WaitRequest {
             id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
             ..Default::default()
         };
         let reply = self.client.wait(unhurried(), &request).await;
         Ok(reply.map_err(task_error)?.exit_status)
     }
 
-    /// Sends a signal to the container's init process.
-    pub(super) async fn kill(&self, signal: u32) -> Result<(), TaskError> {
+    /// Sends a signal to the process, or to all of its container's.
+    pub(super) async fn kill(&self, signal: u32, all: bool) -> Result<(), TaskError> {
         let request = api::KillRequest {
             id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
             signal,
+            all,
             ..Default::default()
         };
         let reply = self.client.kill(with_duration(SHORT), &request).await;
         reply.map(drop).map_err(task_error)
     }
 
-    /// Sets the size of the container's terminal, in characters.
+    /// Sets the size of the process's terminal, in characters.
     pub(super) async fn resize(&self, columns: u16, rows: u16) -> Result<(), TaskError> {
         let request = api::ResizePtyRequest {
             id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
             width: columns.into(),
             height: rows.into(),
             ..Default::default()
@@ -120,10 +156,11 @@ impl Task {
         reply.map(drop).map_err(task_error)
     }
 
-    /// Removes the stopped container, after its last output has been delivered.
+    /// Removes the stopped process, after its last output has been delivered.
     pub(super) async fn delete(&self) -> Result<(), TaskError> {
         let request = api::DeleteRequest {
             id: self.id.clone(),
+            exec_id: self.exec_id.clone(),
             ..Default::default()
         };
         let reply = self.client.delete(unhurried(), &request).await;
