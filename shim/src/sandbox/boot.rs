@@ -222,7 +222,7 @@ fn exit_of(exit: AgentExit) -> (ProcessKey, Exit) {
 
 fn host_size() -> HostSize {
     let info = rustix::system::sysinfo();
-    let bytes = u64::from(info.totalram).saturating_mul(info.mem_unit.into());
+    let bytes = info.totalram.saturating_mul(info.mem_unit.into());
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     HostSize {
         memory_mib: bytes / (1024 * 1024),

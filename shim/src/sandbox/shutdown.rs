@@ -56,6 +56,9 @@ async fn shutdown(handle: Handle, now: bool) -> Result<(), TaskError> {
 /// Ends the VM, politely first.
 async fn end(machine: &Machine) {
     let vm = &machine.vm;
+    if vm.end().is_some() {
+        return;
+    }
     if let Some(agent) = machine.agent_now() {
         let powered_off = async {
             if let Err(e) = agent.shutdown().await {

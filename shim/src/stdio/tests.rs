@@ -110,7 +110,7 @@ fn read_all(mut from: impl io::Read) -> Vec<u8> {
 }
 
 fn pattern() -> Vec<u8> {
-    (0..MUCH_BYTES).map(|at| (at % 251) as u8).collect()
+    (0..251).cycle().take(MUCH_BYTES).collect()
 }
 
 #[tokio::test]
