@@ -145,7 +145,9 @@ impl ProcessStreams {
         if let Some(id) = ids.terminal {
             let guest = Arc::new(connect(control, id).await?);
             streams.add_output(guest.clone(), outside.stdout);
-            streams.add_input(outside.stdin, guest);
+            if let Some(from) = outside.stdin {
+                streams.input = Some(tokio::spawn(pump::keys(from, guest)));
+            }
             return Ok(streams);
         }
         if let Some(id) = ids.stdout {
@@ -157,16 +159,12 @@ impl ProcessStreams {
             streams.add_output(guest, outside.stderr);
         }
         if let Some(id) = ids.stdin {
-            let guest = Arc::new(connect(control, id).await?);
-            streams.add_input(outside.stdin, guest);
+            let guest = connect(control, id).await?;
+            if let Some(from) = outside.stdin {
+                streams.input = Some(tokio::spawn(pump::input(from, guest)));
+            }
         }
         Ok(streams)
-    }
-
-    fn add_input(&mut self, from: Option<End>, guest: Arc<End>) {
-        if let Some(from) = from {
-            self.input = Some(tokio::spawn(pump::input(from, guest)));
-        }
     }
 
     fn add_output(&mut self, guest: Arc<End>, to: Option<End>) {

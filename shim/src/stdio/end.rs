@@ -115,7 +115,7 @@ impl End {
         }
     }
 
-    /// Waits until the other side has closed the stream for good. Never ready for what is not a socket.
+    /// Waits until the other side of a stream that only takes bytes has closed it. Never ready for what is not a socket.
     pub(super) async fn closed(&self) {
         let Self::Socket(fd) = self else {
             return std::future::pending().await;

@@ -29,12 +29,18 @@ impl Progress {
 }
 
 /// Outside to guest. Ends with the input, or when the guest has closed the stream.
-pub(super) async fn input(from: End, guest: Arc<End>) {
+pub(super) async fn input(from: End, guest: End) {
     let result = tokio::select! {
         result = copy(&from, &guest, None) => result,
         () = guest.closed() => Ok(()),
     };
     log_unless_closed(result);
+    guest.shut_down_writing();
+}
+
+/// Outside to a guest's terminal, whose output comes back on the same stream. Ends with the input.
+pub(super) async fn keys(from: End, guest: Arc<End>) {
+    log_unless_closed(copy(&from, &guest, None).await);
     guest.shut_down_writing();
 }
 

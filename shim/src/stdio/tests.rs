@@ -280,8 +280,10 @@ async fn a_terminal_is_one_stream_both_ways() {
     };
     let (streams, mut ends) = open(&stdio).await;
     drop(stdout);
-    typed.write_all(b"ls\n").unwrap();
     let mut end = ends.remove(0);
+    end.write_all(b"$ ").unwrap();
+    tokio::task::yield_now().await;
+    typed.write_all(b"ls\n").unwrap();
     let (mut end, line) = blocking(move || {
         let mut line = [0; 3];
         end.read_exact(&mut line).unwrap();
@@ -292,7 +294,7 @@ async fn a_terminal_is_one_stream_both_ways() {
     end.write_all(b"a b\r\n").unwrap();
     drop(end);
     streams.drain().await;
-    assert_eq!(read_all(shown), b"a b\r\n");
+    assert_eq!(read_all(shown), b"$ a b\r\n");
 }
 
 #[tokio::test(start_paused = true)]
