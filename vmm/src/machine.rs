@@ -1,0 +1,195 @@
+//! A machine: built by a straight line of steps, then running or paused until it ends.
+//!
+//! ```text
+//!   Plan, Host ── build ──► paused ◄── pause ── resume ──► running ──► ended (see `ending`)
+//! ```
+//!
+//! Only the control thread holds a `Machine`. Pause stops vCPUs first, so that nothing kicks a device that is stopping; resume is the reverse.
+//! A paused machine is plain state: registers KVM can be asked for, queue positions, guest memory.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use vmm_api::Stats;
+use vmm_virtio::{Confine, GuestMemory};
+
+use crate::boot;
+use crate::boot::kernel::{self, KernelError};
+use crate::bus::Bus;
+use crate::config::Plan;
+use crate::ending::Ending;
+use crate::host::Host;
+use crate::kvm::{self, Kvm, KvmError, Vm};
+use crate::layout::{SLOTS, ram};
+use crate::log::Log;
+use crate::memory::{self, MemoryError};
+use crate::statistics::ExitCounter;
+use crate::timeline::Timeline;
+use crate::vcpu::x86_64::{self, Processor};
+use crate::vcpu::{Surroundings, Vcpu, kick};
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM.
+    #[error("kvm")]
+    Kvm(#[source] KvmError),
+    /// Guest memory.
+    #[error("guest memory")]
+    Memory(#[source] MemoryError),
+    /// The kernel.
+    #[error("load the kernel")]
+    Kernel(#[source] KernelError),
+    /// The initrd.
+    #[error("load the initrd")]
+    Initrd(#[source] KernelError),
+    /// An eventfd.
+    #[error("make an event")]
+    Event(#[source] io::Error),
+    /// The handler of the signal that interrupts vCPUs.
+    #[error("install the signal handler")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+    /// A thread.
+    #[error("start a vcpu thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A machine.
+#[derive(Debug)]
+pub struct Machine {
+    vcpus: Vec<Vcpu>,
+    timeline: Arc<Timeline>,
+    ending: Arc<Ending>,
+    running: bool,
+    _vm: Vm,
+}
+
+impl Machine {
+    /// Builds the machine, paused before its first instruction.
+    pub fn build(
+        plan: &Plan,
+        host: &Host,
+        log: Log,
+        timeline: Arc<Timeline>,
+    ) -> Result<Self, MachineError> {
+        let vm = host.kvm.create_vm().map_err(MachineError::Kvm)?;
+        let memory = memory::allocate(&ram(plan.memory_bytes)).map_err(MachineError::Memory)?;
+        vm.set_memory(&memory).map_err(MachineError::Kvm)?;
+        let entry = load(plan, host, &memory)?;
+        let bus = Arc::new(Bus::new([const { None }; SLOTS], log));
+        let fds = vcpus(&host.kvm, &vm, plan.cpus.max, entry).map_err(MachineError::Kvm)?;
+        timeline.count_exits(exit_counters(&fds));
+        kick::install().map_err(MachineError::Signal)?;
+        let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
+        let confine = Confine::none();
+        let surroundings = Surroundings {
+            bus,
+            timeline: Arc::clone(&timeline),
+            ending: Arc::clone(&ending),
+            confine,
+        };
+        let vcpus = spawn(fds, &surroundings).map_err(MachineError::Thread)?;
+        Ok(Self {
+            vcpus,
+            timeline,
+            ending,
+            running: false,
+            _vm: vm,
+        })
+    }
+
+    /// Starts devices, then vCPUs.
+    pub fn resume(&mut self) {
+        for vcpu in &self.vcpus {
+            vcpu.resume();
+        }
+        self.running = true;
+    }
+
+    /// Stops vCPUs, then devices. When it returns, nothing touches guest memory.
+    pub fn pause(&mut self) {
+        for vcpu in &self.vcpus {
+            vcpu.pause();
+        }
+        for vcpu in &self.vcpus {
+            vcpu.wait_paused();
+        }
+        self.running = false;
+    }
+
+    /// Whether it is running; else it is paused.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// What it knows about itself.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            user_exits: self.vcpus.iter().map(Vcpu::exits).sum(),
+            kvm_exits: self.timeline.kvm_exits(),
+            timeline: self.timeline.marks(),
+        }
+    }
+
+    /// Its milestones.
+    #[must_use]
+    pub fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
+    /// Where its end is told.
+    #[must_use]
+    pub fn ending(&self) -> &Ending {
+        &self.ending
+    }
+}
+
+/// Fills memory; returns the kernel's entry point.
+fn load(plan: &Plan, host: &Host, memory: &GuestMemory) -> Result<u64, MachineError> {
+    let bytes = plan.memory_bytes;
+    let (entry, end) = kernel::load(memory, bytes, &host.kernel).map_err(MachineError::Kernel)?;
+    let initrd =
+        kernel::load_initrd(memory, bytes, end, &host.initrd).map_err(MachineError::Initrd)?;
+    boot::write_tables(memory, bytes, plan.cpus.max, initrd, &plan.cmdline)
+        .map_err(MachineError::Memory)?;
+    Ok(entry)
+}
+
+/// Creates all vCPUs; the first one is ready to run the kernel.
+fn vcpus(kvm: &Kvm, vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, KvmError> {
+    let supported = kvm.supported_cpuid()?;
+    let processor = Processor {
+        vcpus: count,
+        tsc_deadline: kvm.has_tsc_deadline(),
+    };
+    let mut vcpus = Vec::with_capacity(usize::from(count));
+    for id in 0..count {
+        let vcpu = vm.create_vcpu(id)?;
+        let cpuid = kvm::cpuid(&processor.cpuid(supported.as_slice(), id))?;
+        x86_64::set_processor(&vcpu, &cpuid)?;
+        vcpus.push(vcpu);
+    }
+    if let Some(boot) = vcpus.first() {
+        x86_64::set_entry(boot, entry)?;
+    }
+    Ok(vcpus)
+}
+
+/// All counters, or none where KVM does not count.
+fn exit_counters(vcpus: &[VcpuFd]) -> Vec<ExitCounter> {
+    let counters: Option<Vec<ExitCounter>> = vcpus
+        .iter()
+        .map(|vcpu| kvm::statistics_of(vcpu).and_then(ExitCounter::new))
+        .collect();
+    counters.unwrap_or_default()
+}
+
+fn spawn(vcpus: Vec<VcpuFd>, surroundings: &Surroundings) -> io::Result<Vec<Vcpu>> {
+    (0..)
+        .zip(vcpus)
+        .map(|(id, fd)| Vcpu::spawn(id, fd, surroundings.clone()))
+        .collect()
+}
