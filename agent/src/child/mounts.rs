@@ -1,0 +1,295 @@
+//! The container's mounts, by the descriptor-based calls: a mount is made detached, given its attributes, and then moved to its place.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+    OpenTreeFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
+    move_mount, open_tree,
+};
+
+use super::root::{Root, is_directory};
+use super::{Doing, StepError, copy_up, quoted};
+use crate::plan::{
+    Attributes, Container, Mount, MountKind, Namespaces, Propagation, PropagationKind,
+};
+
+/// Mounts that become read-only only when nothing is to be put into them any more.
+#[derive(Debug)]
+pub(super) struct Late<'a>(Vec<&'a Mount>);
+
+/// Mounts everything in the specification's order. `cgroup` is the directory of the container's cgroup.
+pub(super) fn mount_all<'a>(
+    root: &Root,
+    container: &'a Container,
+    cgroup: &Path,
+) -> Result<Late<'a>, StepError> {
+    let mut late = Vec::new();
+    for mount in &container.mounts {
+        let doing = || format!("cannot mount {}", quoted(&mount.destination));
+        let mut attributes = mount.attributes;
+        if mount.destination == Path::new("/dev") && attributes.set & Attributes::RDONLY != 0 {
+            attributes.set &= !Attributes::RDONLY;
+            late.push(mount);
+        }
+        let tree = detached(mount, container, cgroup).doing(doing)?;
+        let place = place(root, mount, &tree).doing(doing)?;
+        set_attributes(
+            &tree,
+            attributes,
+            mount.propagation.filter(|given| !given.recursive),
+        )
+        .doing(doing)?;
+        set_attributes_below(
+            &tree,
+            mount.recursive,
+            mount.propagation.filter(|given| given.recursive),
+        )
+        .doing(doing)?;
+        if mount.copy_up {
+            copy_up::copy(root, &mount.destination, &tree).doing(doing)?;
+        }
+        attach(&tree, &place).doing(doing)?;
+    }
+    Ok(Late(late))
+}
+
+/// Takes away what the container may not write or see. After this its root may be read-only.
+pub(super) fn restrict(
+    root: &Root,
+    container: &Container,
+    late: &Late<'_>,
+) -> Result<(), StepError> {
+    for path in &container.readonly_paths {
+        skip_missing(make_readonly(root, path))
+            .doing(|| format!("cannot make {} read-only", quoted(path)))?;
+    }
+    for path in &container.masked_paths {
+        skip_missing(mask(root, path)).doing(|| format!("cannot mask {}", quoted(path)))?;
+    }
+    for mount in &late.0 {
+        let doing = || format!("cannot make {} read-only", quoted(&mount.destination));
+        let place = root.resolve(&mount.destination).doing(doing)?;
+        set_attributes(&place, Attributes::READ_ONLY, None).doing(doing)?;
+    }
+    if container.readonly {
+        let root = root
+            .resolve(Path::new("/"))
+            .doing(|| "cannot open /".to_owned())?;
+        set_attributes(&root, Attributes::READ_ONLY, None)
+            .doing(|| "cannot make / read-only".to_owned())?;
+    }
+    Ok(())
+}
+
+/// A mount of the container that is nowhere yet.
+fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<OwnedFd, Errno> {
+    match &mount.kind {
+        MountKind::Bind { source, recursive } => clone_tree(source, *recursive),
+        MountKind::Cgroup if container.unshare.contains(Namespaces::CGROUP) => {
+            new_file_system("cgroup2", "cgroup", &[])
+        }
+        MountKind::Cgroup => clone_tree(cgroup, false),
+        MountKind::New {
+            fstype,
+            source,
+            options,
+        } => match new_file_system(fstype, source, options) {
+            // A user namespace may not mount the sysfs of a network namespace that it does not own.
+            Err(Errno::PERM) if fstype == "sysfs" => clone_tree(Path::new("/sys"), true),
+            made => made,
+        },
+    }
+}
+
+fn new_file_system(
+    fstype: &str,
+    source: &str,
+    options: &[(String, Option<String>)],
+) -> Result<OwnedFd, Errno> {
+    let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&context, "source", source)?;
+    for (key, value) in options {
+        match value {
+            Some(value) => fsconfig_set_string(&context, key.as_str(), value.as_str())?,
+            None => fsconfig_set_flag(&context, key.as_str())?,
+        }
+    }
+    fsconfig_create(&context)?;
+    fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    )
+}
+
+/// A copy of the mount, or the mounts, at a path outside the container.
+fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, source, flags)
+}
+
+/// Where the mount goes: a directory for a directory, a file for a file, made where it is missing.
+fn place(root: &Root, mount: &Mount, tree: &OwnedFd) -> Result<OwnedFd, Errno> {
+    if let MountKind::New { fstype, .. } = &mount.kind
+        && matches!(fstype.as_str(), "proc" | "sysfs")
+    {
+        // A link here could put the file system, with what is later masked in it, elsewhere.
+        drop(root.directory(&mount.destination)?);
+        return root.resolve_plain(&mount.destination);
+    }
+    if is_directory(tree)? {
+        root.directory(&mount.destination)
+    } else {
+        root.file(&mount.destination)
+    }
+}
+
+/// Moves a detached mount to its place.
+pub(super) fn attach(tree: impl AsFd, place: impl AsFd) -> Result<(), Errno> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(tree, "", place, "", flags)
+}
+
+/// A detached copy of the mount that an open file is in, with the file as its root.
+pub(super) fn clone_of(file: impl AsFd, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(file, "", flags)
+}
+
+fn make_readonly(root: &Root, path: &Path) -> Result<(), Errno> {
+    let place = root.resolve(path)?;
+    let tree = clone_of(&place, true)?;
+    set_attributes_below(&tree, Attributes::READ_ONLY, None)?;
+    attach(&tree, &place)
+}
+
+/// A directory is covered by an empty one, anything else by `/dev/null`.
+fn mask(root: &Root, path: &Path) -> Result<(), Errno> {
+    let place = root.resolve(path)?;
+    let cover = if is_directory(&place)? {
+        let empty = new_file_system(
+            "tmpfs",
+            "tmpfs",
+            &[("nr_blocks".to_owned(), Some("1".to_owned()))],
+        )?;
+        set_attributes(&empty, Attributes::READ_ONLY, None)?;
+        empty
+    } else {
+        clone_of(root.resolve_plain(Path::new("/dev/null"))?, false)?
+    };
+    attach(&cover, &place)
+}
+
+/// What a container does not have need not be hidden.
+fn skip_missing(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(()),
+        other => other,
+    }
+}
+
+pub(super) fn propagation_flags(propagation: Propagation) -> MountPropagationFlags {
+    let kind = match propagation.kind {
+        PropagationKind::Private => MountPropagationFlags::PRIVATE,
+        PropagationKind::Shared => MountPropagationFlags::SHARED,
+        PropagationKind::Slave => MountPropagationFlags::DOWNSTREAM,
+        PropagationKind::Unbindable => MountPropagationFlags::UNBINDABLE,
+    };
+    if propagation.recursive {
+        kind | MountPropagationFlags::REC
+    } else {
+        kind
+    }
+}
+
+/// The argument of mount_setattr(2).
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+/// Changes one mount.
+fn set_attributes(
+    mount: impl AsFd,
+    attributes: Attributes,
+    propagation: Option<Propagation>,
+) -> Result<(), Errno> {
+    mount_setattr(mount, attributes, propagation, libc::AT_EMPTY_PATH)
+}
+
+/// Changes a mount and all below it.
+fn set_attributes_below(
+    mount: impl AsFd,
+    attributes: Attributes,
+    propagation: Option<Propagation>,
+) -> Result<(), Errno> {
+    mount_setattr(
+        mount,
+        attributes,
+        propagation,
+        libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+    )
+}
+
+fn mount_setattr(
+    mount: impl AsFd,
+    attributes: Attributes,
+    propagation: Option<Propagation>,
+    flags: i32,
+) -> Result<(), Errno> {
+    if attributes.is_empty() && propagation.is_none() {
+        return Ok(());
+    }
+    let propagation = propagation.map_or(0, |given| {
+        (propagation_flags(given) - MountPropagationFlags::REC).bits()
+    });
+    let attr = MountAttr {
+        set: attributes.set,
+        clear: attributes.clear,
+        propagation: u64::from(propagation),
+        userns_fd: 0,
+    };
+    let path: &CStr = c"";
+    // SAFETY: the descriptor is open, the path is a C string, and `attr` is a mount_attr of the size given; the call keeps none of them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<MountAttr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
+    }
+}
+
+/// Opens a directory for reading that was resolved before.
+pub(super) fn reopen_directory(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(
+        fd,
+        ".",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+}

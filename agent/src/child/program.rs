@@ -1,0 +1,211 @@
+//! The last steps before the program, and the program.
+//!
+//! The program is looked for as the user that will run it, before the agent is told that all is ready: what cannot be executed is an
+//! error of the set-up. The seccomp filter comes last of all that it could forbid. Loading it needs `CAP_SYS_ADMIN` or
+//! `no_new_privs`: with the latter it is loaded after the capabilities are gone, without it before.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::LinuxSeccomp;
+use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, stat};
+use rustix::io::Errno;
+
+use super::{Doing, StepError, errno_text, quoted, user};
+use crate::plan::Process;
+use crate::report::{Failure, FailureKind};
+use crate::signal;
+
+/// A program that was found, with its arguments.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// As much of the image's user table as is read.
+const PASSWD_MAX: u64 = 1 << 20;
+
+/// Where programs are looked for when the environment does not say.
+const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Becomes the user, enters the working directory and finds the program.
+pub(super) fn prepare(process: &Process) -> Result<Program, Failure> {
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).doing(|| "cannot set no_new_privs".to_owned())?;
+    }
+    let home = home(process);
+    user::bound(&process.capabilities)?;
+    // Root may enter what the user may not, and the other way round on some network file systems.
+    let entered = rustix::process::chdir(&process.cwd);
+    user::assume(process)?;
+    if entered.is_err() {
+        rustix::process::chdir(&process.cwd)
+            .doing(|| format!("cannot enter working directory {}", quoted(&process.cwd)))?;
+    }
+    check_cwd()?;
+    rustix::process::umask(Mode::from_raw_mode(process.umask));
+    let path = find(
+        &process.args[0],
+        variable(&process.env, "PATH").unwrap_or(PATH_DEFAULT),
+    )?;
+    let mut env = process.env.clone();
+    if variable(&env, "HOME").is_none() {
+        env.push(format!("HOME={home}"));
+    }
+    let strings = |given: &[String]| {
+        given
+            .iter()
+            .map(|text| CString::new(text.as_str()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|_| nul())
+    };
+    Ok(Program {
+        path: CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| nul())?,
+        args: strings(&process.args)?,
+        env: strings(&env)?,
+    })
+}
+
+fn nul() -> Failure {
+    Failure {
+        kind: FailureKind::SetUp,
+        message: "an argument or variable has a NUL byte".to_owned(),
+    }
+}
+
+impl Program {
+    /// Becomes the program.
+    pub(super) fn run(&self, process: &Process) -> Result<Infallible, Failure> {
+        if process.no_new_privileges {
+            user::drop_to(&process.capabilities)?;
+            filter(process.seccomp.as_ref())?;
+        } else {
+            filter(process.seccomp.as_ref())?;
+            user::drop_to(&process.capabilities)?;
+        }
+        signal::default_sigpipe();
+        match nix::unistd::execve(&self.path, &self.args, &self.env) {
+            Ok(never) => Ok(never),
+            Err(nix::errno::Errno::ENOENT) => {
+                let message = format!(
+                    "exec {:?}: the interpreter that it names does not exist",
+                    process.args[0]
+                );
+                Err(Failure {
+                    kind: FailureKind::NotFound,
+                    message,
+                })
+            }
+            Err(errno) => Err(not_executable(
+                &process.args[0],
+                &errno_text(super::StepErrno::from(errno).0),
+            )),
+        }
+    }
+}
+
+fn filter(seccomp: Option<&LinuxSeccomp>) -> Result<(), Failure> {
+    let Some(seccomp) = seccomp else {
+        return Ok(());
+    };
+    let failure = |message: String| Failure {
+        kind: FailureKind::SetUp,
+        message,
+    };
+    if libcontainer::seccomp::is_notify(seccomp) {
+        return Err(failure(
+            "seccomp: SCMP_ACT_NOTIFY is not supported in a guest".to_owned(),
+        ));
+    }
+    libcontainer::seccomp::initialize_seccomp(seccomp)
+        .map(drop)
+        .map_err(|error| failure(format!("cannot load the seccomp filter: {error}")))
+}
+
+/// The working directory must be inside the container: a descriptor left open could have led out.
+fn check_cwd() -> Result<(), StepError> {
+    let cwd = rustix::process::getcwd(Vec::new())
+        .doing(|| "cannot tell the working directory".to_owned())?;
+    if cwd.to_bytes().starts_with(b"/") {
+        Ok(())
+    } else {
+        Err(Errno::PERM).doing(|| "the working directory is outside".to_owned())
+    }
+}
+
+fn variable<'e>(env: &'e [String], name: &str) -> Option<&'e str> {
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+}
+
+/// The user's home directory by the container's own table, the root where that does not say.
+fn home(process: &Process) -> String {
+    let uid = process.uid.to_string();
+    let mut table = String::new();
+    let read =
+        File::open("/etc/passwd").and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut table));
+    // A table that is missing or no text names nobody.
+    let table = if read.is_ok() { table.as_str() } else { "" };
+    let fields = table
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>());
+    let home = fields
+        .filter(|fields| fields.get(2) == Some(&uid.as_str()))
+        .find_map(|fields| fields.get(5).copied());
+    home.filter(|home| home.starts_with('/'))
+        .unwrap_or("/")
+        .to_owned()
+}
+
+/// The file to execute: the name itself where it has a slash, else the first match on the search path.
+fn find(name: &str, search: &str) -> Result<PathBuf, Failure> {
+    if name.contains('/') {
+        let path = PathBuf::from(name);
+        return match executable(&path) {
+            Ok(()) => Ok(path),
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Failure {
+                kind: FailureKind::NotFound,
+                message: format!("exec {name:?}: no such file or directory"),
+            }),
+            Err(errno) => Err(not_executable(name, &errno_text(errno))),
+        };
+    }
+    let mut denied = false;
+    for directory in search.split(':') {
+        // An empty element is the working directory.
+        let path = Path::new(if directory.is_empty() { "." } else { directory }).join(name);
+        match executable(&path) {
+            Ok(()) => return Ok(path),
+            Err(errno) => denied |= errno == Errno::ACCESS,
+        }
+    }
+    if denied {
+        return Err(not_executable(name, "permission denied"));
+    }
+    let message = format!("exec {name:?}: executable file not found in $PATH");
+    Err(Failure {
+        kind: FailureKind::NotFound,
+        message,
+    })
+}
+
+/// Whether this user may execute the file.
+fn executable(path: &Path) -> Result<(), Errno> {
+    if rustix::fs::FileType::from_raw_mode(stat(path)?.st_mode).is_dir() {
+        return Err(Errno::ISDIR);
+    }
+    accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+}
+
+fn not_executable(name: &str, why: &str) -> Failure {
+    Failure {
+        kind: FailureKind::NotExecutable,
+        message: format!("exec {name:?}: {why}"),
+    }
+}

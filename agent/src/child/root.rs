@@ -1,0 +1,150 @@
+//! The container's root directory: every path of the specification is resolved inside it, whatever its image has put there.
+//!
+//! Resolution is `openat2(2)` with `RESOLVE_IN_ROOT`: links, absolute ones too, stay inside, and no magic link of a `/proc` is
+//! followed. What comes out is a descriptor; nothing is looked up twice.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
+use rustix::io::Errno;
+use rustix::mount::{
+    MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount,
+};
+use rustix::process::{chdir, fchdir, pivot_root};
+
+use super::{Doing, StepError, mounts, quoted};
+use crate::plan::{Container, Propagation};
+
+/// A descriptor of the root directory.
+#[derive(Debug)]
+pub(super) struct Root(OwnedFd);
+
+const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+/// Of directories made for mounts.
+const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
+
+impl Root {
+    /// Cuts this mount namespace off from the outside and makes the root file system a mount.
+    pub(super) fn mount(container: &Container) -> Result<Self, StepError> {
+        let rootfs = &container.rootfs;
+        let outer = match mounts::propagation_flags(container.propagation) {
+            // The outside must see nothing of the container's mounts; shared ones are made so once the container is cut off.
+            flags if flags.intersects(MountPropagationFlags::PRIVATE) => flags,
+            _ => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        };
+        mount_change("/", outer).doing(|| "cannot change the propagation of /".to_owned())?;
+        mount_bind_recursive(rootfs, rootfs)
+            .doing(|| format!("cannot bind the rootfs {}", quoted(rootfs)))?;
+        let root = rustix::fs::open(rootfs, PATH | OFlags::DIRECTORY, Mode::empty())
+            .doing(|| format!("cannot open the rootfs {}", quoted(rootfs)))?;
+        Ok(Self(root))
+    }
+
+    /// Makes this the root of the mount namespace and lets go of the old one.
+    pub(super) fn pivot(self, container: &Container) -> Result<Self, StepError> {
+        fchdir(&self.0).doing(|| "cannot enter the rootfs".to_owned())?;
+        // The old root comes to lie over the new one, and is taken away from there: no directory for it is needed.
+        pivot_root(".", ".").doing(|| "cannot change the root".to_owned())?;
+        mount_change(
+            ".",
+            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+        )
+        .doing(|| "cannot cut off the old root".to_owned())?;
+        unmount(".", UnmountFlags::DETACH).doing(|| "cannot detach the old root".to_owned())?;
+        chdir("/").doing(|| "cannot enter the new root".to_owned())?;
+        let root = rustix::fs::open("/", PATH | OFlags::DIRECTORY, Mode::empty())
+            .doing(|| "cannot open /".to_owned())?;
+        self.propagate(container.propagation)?;
+        Ok(Self(root))
+    }
+
+    fn propagate(&self, propagation: Propagation) -> Result<(), StepError> {
+        let flags = mounts::propagation_flags(propagation);
+        if flags.intersects(MountPropagationFlags::SHARED | MountPropagationFlags::UNBINDABLE) {
+            mount_change("/", flags)
+                .doing(|| "cannot change the propagation of the rootfs".to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// What is at `path`.
+    pub(super) fn resolve(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        openat2(
+            &self.0,
+            path,
+            PATH,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        )
+    }
+
+    /// What is at `path`, with no symbolic link on the way.
+    pub(super) fn resolve_plain(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        openat2(
+            &self.0,
+            path,
+            PATH,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
+        )
+    }
+
+    /// The directory at `path`, made with its parents where it is missing.
+    pub(super) fn directory(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.make(path, |parent, name| mkdirat(parent, name, DIRECTORY_MODE))
+    }
+
+    /// What is at `path`, an empty file where there is nothing.
+    pub(super) fn file(&self, path: &Path) -> Result<OwnedFd, Errno> {
+        self.make(path, |parent, name| {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(parent, name, flags, FILE_MODE).map(drop)
+        })
+    }
+
+    /// The directory that `path` is in, and its name there.
+    pub(super) fn parent<'p>(&self, path: &'p Path) -> Result<(OwnedFd, &'p Path), Errno> {
+        let name = path.file_name().ok_or(Errno::INVAL)?;
+        let parent = self.directory(path.parent().unwrap_or(Path::new("/")))?;
+        Ok((parent, Path::new(name)))
+    }
+
+    fn make(
+        &self,
+        path: &Path,
+        make: impl FnOnce(BorrowedFd<'_>, &Path) -> Result<(), Errno>,
+    ) -> Result<OwnedFd, Errno> {
+        match self.resolve(path) {
+            Err(Errno::NOENT) => {}
+            found => return found,
+        }
+        let (parent, name) = self.parent(path)?;
+        match make(parent.as_fd(), name) {
+            Ok(()) | Err(Errno::EXIST) => self.resolve(path),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Whether it is a directory.
+pub(super) fn is_directory(fd: impl AsFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode).is_dir())
+}
+
+/// The working directory of the first process need not be there yet. On a read-only root it cannot be made; entering it then fails.
+pub(super) fn make_cwd(root: &Root, cwd: &Path) -> Result<(), StepError> {
+    match root.directory(cwd) {
+        Ok(_) | Err(Errno::ROFS) => Ok(()),
+        Err(errno) => {
+            Err(errno).doing(|| format!("cannot make the working directory {}", quoted(cwd)))
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One container: its cgroup, its processes, and what of its specification later processes need.
+//!
+//! ```text
+//! (none) ── create ─► creating ─► created ── start ─► running ─(init exits)─► stopped
+//!                        │           │                                           │
+//!                        └─(fails)───┴──────────────── delete ───────────────────┴─► ending ─► (none)
+//! ```
+//!
+//! The state is that of its init process; *ending* is where everything is killed and the cgroup waits to be empty.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use crate::cgroup::Cgroup;
+use crate::plan::{self, Entry, IdMap, IdMaps, Namespaces, Plan};
+use crate::process::{Process, State};
+use crate::sandbox::{Reply, SandboxError};
+use crate::spawn::Spawning;
+use crate::stdio::ChildStdio;
+use crate::streams::Claim;
+
+/// A container and its processes.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) cgroup: Cgroup,
+    /// Which namespaces a further process has to join.
+    pub(crate) namespaces: Namespaces,
+    id_maps: Option<IdMaps>,
+    /// The first process as it was planned; further ones take over from it.
+    pub(crate) template: plan::Process,
+    /// Names the first process for those who join it.
+    pub(crate) pidfd: Option<OwnedFd>,
+    /// By exec id; the first process has the empty one.
+    pub(crate) members: HashMap<String, Member>,
+    /// Processes killed for memory, as far as they were told.
+    pub(crate) oom_kills: u64,
+    pub(crate) ending: Option<Ending>,
+}
+
+/// A process of the container, and what belongs to its present step.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) process: Process,
+    /// Of an exec that was not started yet.
+    pub(crate) waiting: Option<Waiting>,
+    /// Of a first process that was not started yet.
+    pub(crate) spawning: Option<Spawning>,
+    /// To be sent to the terminal's master when it comes.
+    pub(crate) terminal: Option<Claim>,
+    /// Who waits for the present step.
+    pub(crate) reply: Option<Reply<u32>>,
+}
+
+/// An exec before its start.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) plan: plan::Process,
+    pub(crate) stdio: ChildStdio,
+}
+
+/// Who is told when the container is gone, and what.
+#[derive(Debug)]
+pub(crate) enum Ending {
+    Deleted {
+        reply: Reply<()>,
+        deadline: Instant,
+    },
+    Failed {
+        reply: Option<Reply<u32>>,
+        error: SandboxError,
+        deadline: Instant,
+    },
+}
+
+impl Member {
+    pub(crate) fn new(state: State) -> Self {
+        Self {
+            process: Process::new(state),
+            waiting: None,
+            spawning: None,
+            terminal: None,
+            reply: None,
+        }
+    }
+}
+
+impl Container {
+    /// A container that is being made from its plan, with no process yet.
+    pub(crate) fn new(cgroup: Cgroup, plan: &Plan) -> Self {
+        let (namespaces, id_maps) = match &plan.entry {
+            Entry::Create(container) => {
+                let joined = container
+                    .join
+                    .iter()
+                    .fold(container.unshare, |all, (kind, _)| all.with(*kind));
+                (joined, container.id_maps.clone())
+            }
+            Entry::Join(namespaces) => (*namespaces, None),
+        };
+        Self {
+            cgroup,
+            namespaces,
+            id_maps,
+            template: plan.process.clone(),
+            pidfd: None,
+            members: HashMap::new(),
+            oom_kills: 0,
+            ending: None,
+        }
+    }
+
+    /// Who a process of the container is outside it: the owner of its pipes.
+    pub(crate) fn owner(&self, process: &plan::Process) -> (u32, u32) {
+        match &self.id_maps {
+            None => (process.uid, process.gid),
+            // What is not mapped cannot be set up, and is refused then.
+            Some(maps) => (
+                IdMap::outside(&maps.uids, process.uid).unwrap_or(0),
+                IdMap::outside(&maps.gids, process.gid).unwrap_or(0),
+            ),
+        }
+    }
+
+    /// Whether the kernel kills everybody with the first process.
+    pub(crate) fn has_own_pids(&self) -> bool {
+        self.namespaces.contains(Namespaces::PID)
+    }
+
+    /// Whether a process of it may still be told of.
+    pub(crate) fn has_live_member(&self) -> bool {
+        self.members
+            .values()
+            .any(|member| member.process.is_alive())
+    }
+
+    /// Whether the kernel has killed for memory since the last call.
+    pub(crate) fn oom_happened(&mut self) -> bool {
+        // Without the memory controller there is no such file, and no such kill.
+        let kills = self.cgroup.oom_kills().unwrap_or(0);
+        let happened = kills > self.oom_kills;
+        self.oom_kills = kills;
+        happened
+    }
+}

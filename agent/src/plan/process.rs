@@ -1,0 +1,216 @@
+//! The `process` of a specification, checked and put into kernel terms (pure).
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxSeccomp, PosixRlimitType};
+use serde::{Deserialize, Serialize};
+
+use super::PlanError;
+
+/// A process as it is to be when its program begins.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Never empty.
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<String>,
+    /// Absolute.
+    pub(crate) cwd: PathBuf,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+    pub(crate) umask: u32,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) rlimits: Vec<Rlimit>,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) oom_score_adj: Option<i32>,
+    pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) terminal: bool,
+    pub(crate) size: WindowSize,
+}
+
+/// Columns and rows of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WindowSize {
+    pub(crate) width: u16,
+    pub(crate) height: u16,
+}
+
+/// The five capability sets, one bit per capability.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Capabilities {
+    pub(crate) bounding: u64,
+    pub(crate) effective: u64,
+    pub(crate) inheritable: u64,
+    pub(crate) permitted: u64,
+    pub(crate) ambient: u64,
+}
+
+/// A resource limit. `resource` is the kernel's `RLIMIT_*` number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rlimit {
+    pub(crate) resource: u32,
+    pub(crate) soft: u64,
+    pub(crate) hard: u64,
+}
+
+/// The umask of a process that asks for none.
+const UMASK_DEFAULT: u32 = 0o022;
+
+pub(super) fn read(
+    given: &oci_spec::runtime::Process,
+    seccomp: Option<&LinuxSeccomp>,
+    size: WindowSize,
+) -> Result<Process, PlanError> {
+    let args = given.args().clone().unwrap_or_default();
+    if args.first().is_none_or(String::is_empty) {
+        return Err(PlanError::Missing("program to run (process.args)"));
+    }
+    if !given.cwd().is_absolute() {
+        return Err(PlanError::RelativeCwd(given.cwd().clone()));
+    }
+    if given.scheduler().is_some() || given.io_priority().is_some() {
+        return Err(PlanError::Unsupported {
+            what: "process.scheduler or process.ioPriority".to_owned(),
+        });
+    }
+    let env = given.env().clone().unwrap_or_default();
+    if let Some(value) = args.iter().chain(&env).find(|text| text.contains('\0')) {
+        return Err(PlanError::Invalid {
+            what: "argument or variable",
+            value: value.clone(),
+        });
+    }
+    let console_size = given
+        .console_size()
+        .as_ref()
+        .map(|size| (size.width(), size.height()));
+    Ok(Process {
+        args,
+        env,
+        cwd: given.cwd().clone(),
+        uid: given.user().uid(),
+        gid: given.user().gid(),
+        groups: given.user().additional_gids().clone().unwrap_or_default(),
+        umask: given.user().umask().unwrap_or(UMASK_DEFAULT) & 0o777,
+        capabilities: given
+            .capabilities()
+            .as_ref()
+            .map(capabilities)
+            .unwrap_or_default(),
+        rlimits: given.rlimits().iter().flatten().map(rlimit).collect(),
+        no_new_privileges: given.no_new_privileges().unwrap_or(false),
+        oom_score_adj: given.oom_score_adj(),
+        seccomp: seccomp.cloned(),
+        terminal: given.terminal().unwrap_or(false),
+        size: size.or(console_size),
+    })
+}
+
+impl WindowSize {
+    /// This size, where it says something; else the other.
+    fn or(self, other: Option<(u64, u64)>) -> Self {
+        let narrow = |value| u16::try_from(value).unwrap_or(u16::MAX);
+        match other {
+            Some((width, height)) if self == Self::default() => Self {
+                width: narrow(width),
+                height: narrow(height),
+            },
+            _ => self,
+        }
+    }
+}
+
+fn capabilities(given: &oci_spec::runtime::LinuxCapabilities) -> Capabilities {
+    let bits = |set: &Option<oci_spec::runtime::Capabilities>| {
+        set.iter()
+            .flatten()
+            .fold(0, |bits, capability| bits | 1 << number(*capability))
+    };
+    let sets = Capabilities {
+        bounding: bits(given.bounding()),
+        effective: bits(given.effective()),
+        inheritable: bits(given.inheritable()),
+        permitted: bits(given.permitted()),
+        ambient: bits(given.ambient()),
+    };
+    // A capability can be raised in the ambient set only where it is permitted and inheritable.
+    Capabilities {
+        ambient: sets.ambient & sets.permitted & sets.inheritable,
+        ..sets
+    }
+}
+
+/// The kernel's number of a capability (`linux/capability.h`).
+fn number(capability: oci_spec::runtime::Capability) -> u32 {
+    use oci_spec::runtime::Capability as C;
+    match capability {
+        C::Chown => 0,
+        C::DacOverride => 1,
+        C::DacReadSearch => 2,
+        C::Fowner => 3,
+        C::Fsetid => 4,
+        C::Kill => 5,
+        C::Setgid => 6,
+        C::Setuid => 7,
+        C::Setpcap => 8,
+        C::LinuxImmutable => 9,
+        C::NetBindService => 10,
+        C::NetBroadcast => 11,
+        C::NetAdmin => 12,
+        C::NetRaw => 13,
+        C::IpcLock => 14,
+        C::IpcOwner => 15,
+        C::SysModule => 16,
+        C::SysRawio => 17,
+        C::SysChroot => 18,
+        C::SysPtrace => 19,
+        C::SysPacct => 20,
+        C::SysAdmin => 21,
+        C::SysBoot => 22,
+        C::SysNice => 23,
+        C::SysResource => 24,
+        C::SysTime => 25,
+        C::SysTtyConfig => 26,
+        C::Mknod => 27,
+        C::Lease => 28,
+        C::AuditWrite => 29,
+        C::AuditControl => 30,
+        C::Setfcap => 31,
+        C::MacOverride => 32,
+        C::MacAdmin => 33,
+        C::Syslog => 34,
+        C::WakeAlarm => 35,
+        C::BlockSuspend => 36,
+        C::AuditRead => 37,
+        C::Perfmon => 38,
+        C::Bpf => 39,
+        C::CheckpointRestore => 40,
+    }
+}
+
+fn rlimit(given: &oci_spec::runtime::PosixRlimit) -> Rlimit {
+    use PosixRlimitType as T;
+    let resource = match given.typ() {
+        T::RlimitCpu => 0,
+        T::RlimitFsize => 1,
+        T::RlimitData => 2,
+        T::RlimitStack => 3,
+        T::RlimitCore => 4,
+        T::RlimitRss => 5,
+        T::RlimitNproc => 6,
+        T::RlimitNofile => 7,
+        T::RlimitMemlock => 8,
+        T::RlimitAs => 9,
+        T::RlimitLocks => 10,
+        T::RlimitSigpending => 11,
+        T::RlimitMsgqueue => 12,
+        T::RlimitNice => 13,
+        T::RlimitRtprio => 14,
+        T::RlimitRttime => 15,
+    };
+    Rlimit {
+        resource,
+        soft: given.soft(),
+        hard: given.hard(),
+    }
+}

@@ -1,0 +1,130 @@
+//! Serves one host, from the dial to the end of the connection.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use agent_api::agent_ttrpc::create_agent;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use ttrpc::asynchronous::Server as Ttrpc;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::cgroup;
+use crate::log::warn;
+use crate::reaper::Reaper;
+use crate::sandbox::{Sandbox, Settings};
+use crate::server::Server;
+use crate::streams::Streams;
+use crate::transport::{self, Watched};
+
+/// Why the host is not served (any more).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot listen for streams")]
+    Listen(#[source] io::Error),
+    #[error("cannot reach the host")]
+    Dial(#[source] io::Error),
+    #[error("cannot prepare cgroup {path:?}")]
+    Cgroup {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot serve")]
+    Ttrpc(#[source] ttrpc::Error),
+}
+
+/// As PID 1 of a guest: over vsock, containers at the top of the cgroup hierarchy.
+pub(crate) fn guest() -> Result<(), ServeError> {
+    runtime()?.block_on(async {
+        let listener = transport::listen_vsock().map_err(ServeError::Listen)?;
+        let begun = begin(listener, Path::new(cgroup::MOUNT))?;
+        let control = transport::dial_vsock().await.map_err(ServeError::Dial)?;
+        begun.serve(control, true).await
+    })
+}
+
+/// On a host, for tests: over Unix sockets in `directory`, containers in the cgroup `cgroup` below the hierarchy's top. Nothing else of
+/// the host is touched.
+pub(crate) fn directory(directory: &Path, cgroup: &str) -> Result<(), ServeError> {
+    let path = Path::new(cgroup::MOUNT).join(cgroup);
+    std::fs::create_dir_all(&path)
+        .and_then(|()| cgroup::delegate(&path))
+        .map_err(|source| ServeError::Cgroup {
+            path: path.clone(),
+            source,
+        })?;
+    // Orphans come to the agent, as they do to PID 1.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|errno| ServeError::Runtime(errno.into()))?;
+    runtime()?.block_on(async {
+        let listener =
+            transport::listen_unix(&directory.join("stream")).map_err(ServeError::Listen)?;
+        let begun = begin(listener, &path)?;
+        let control = UnixStream::connect(directory.join("control"))
+            .await
+            .map_err(ServeError::Dial)?;
+        begun.serve(control, false).await
+    })
+}
+
+/// One thread: there is little to do at once, and children are started from it.
+fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)
+}
+
+/// An agent that can serve, and has not said so yet.
+struct Begun {
+    reaper: Reaper,
+    settings: Settings,
+}
+
+fn begin(listener: AsyncFd<OwnedFd>, cgroups: &Path) -> Result<Begun, ServeError> {
+    let streams = Streams::new();
+    let reaper = Reaper::new().map_err(ServeError::Runtime)?;
+    let accepting = streams.clone();
+    tokio::spawn(async move {
+        if let Err(error) = accepting.serve(listener).await {
+            warn!("no more streams are taken: {error}");
+        }
+    });
+    Ok(Begun {
+        reaper,
+        settings: Settings {
+            cgroups: cgroups.to_owned(),
+            streams,
+        },
+    })
+}
+
+impl Begun {
+    /// Until the connection ends or the host says so.
+    async fn serve<S>(self, control: S, own_machine: bool) -> Result<(), ServeError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
+    {
+        let (sandbox, handle, events) = Sandbox::new(self.settings).map_err(ServeError::Runtime)?;
+        let (control, end) = Watched::new(control);
+        let service = create_agent(Arc::new(Server::new(handle.clone(), events, own_machine)));
+        let connection = Listener::new(futures_util::stream::once(async { Ok(control) }));
+        let mut server = Ttrpc::new()
+            .add_listener(connection)
+            .register_service(service);
+        server.start().await.map_err(ServeError::Ttrpc)?;
+        tokio::spawn(async move {
+            // Either way of ending it, it has ended.
+            let _ = end.await;
+            handle.shut_down().await;
+        });
+        sandbox.run(self.reaper).await;
+        Ok(())
+    }
+}

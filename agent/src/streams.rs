@@ -1,0 +1,242 @@
+//! The streams that the host opens: which connection belongs to which process.
+//!
+//! ```text
+//!             host connects, sends the id          a process claims it
+//! (none) ───────────────────────────────► arrived ─────────────────────► handed over
+//!   │          a process claims it                    host connects
+//!   └───────────────────────────────────► wanted ──────────────────────► handed over
+//! ```
+//!
+//! Either side may come first. Both have [`CLAIM_DEADLINE`] to meet; then the connection is closed, or the process sees its stream end.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use agent_api::StreamId;
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::log::warn;
+use crate::stdio;
+use crate::watch::watch;
+
+/// How long one side waits for the other.
+pub(crate) const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections that nobody has claimed. The host opens four per process at most, and processes are claimed within a deadline.
+const UNCLAIMED_MAX: usize = 256;
+/// Connections whose id is still being read.
+const HANDSHAKES_MAX: usize = 64;
+
+/// A connection of the host; it does not block.
+pub(crate) type Socket = AsyncFd<OwnedFd>;
+/// A stream to come.
+pub(crate) type Claim = oneshot::Receiver<Socket>;
+
+/// Who waits for whom (pure).
+#[derive(Debug)]
+struct Table<S> {
+    slots: HashMap<StreamId, Slot<S>>,
+}
+
+#[derive(Debug)]
+enum Slot<S> {
+    Arrived(S),
+    Wanted(oneshot::Sender<S>),
+}
+
+impl<S> Table<S> {
+    fn new() -> Self {
+        Self {
+            slots: HashMap::new(),
+        }
+    }
+
+    /// A connection has said its id. It is given back where it cannot be taken: the id is taken, or too many wait.
+    fn arrive(&mut self, id: StreamId, socket: S) -> Result<(), S> {
+        let arrived = self
+            .slots
+            .values()
+            .filter(|slot| matches!(slot, Slot::Arrived(_)))
+            .count();
+        match self.slots.entry(id) {
+            Entry::Occupied(slot) if matches!(slot.get(), Slot::Arrived(_)) => Err(socket),
+            Entry::Occupied(slot) => match slot.remove() {
+                Slot::Wanted(claim) => claim.send(socket),
+                Slot::Arrived(socket) => Err(socket),
+            },
+            Entry::Vacant(_) if arrived >= UNCLAIMED_MAX => Err(socket),
+            Entry::Vacant(slot) => {
+                slot.insert(Slot::Arrived(socket));
+                Ok(())
+            }
+        }
+    }
+
+    /// A process wants the stream. A second claim takes the place of the first.
+    fn claim(&mut self, id: StreamId) -> oneshot::Receiver<S> {
+        let (sender, receiver) = oneshot::channel();
+        match self.slots.remove(&id) {
+            // The receiver is there, so that nothing is lost.
+            Some(Slot::Arrived(socket)) => drop(sender.send(socket)),
+            Some(Slot::Wanted(_)) | None => drop(self.slots.insert(id, Slot::Wanted(sender))),
+        }
+        receiver
+    }
+
+    /// Nobody came in time.
+    fn expire(&mut self, id: StreamId) {
+        self.slots.remove(&id);
+    }
+}
+
+/// The streams of this sandbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Streams {
+    table: Arc<Mutex<Table<Socket>>>,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self {
+            table: Arc::new(Mutex::new(Table::new())),
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table<Socket>> {
+        // No code that holds the table can panic half-way through a change.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Claims a stream; the receiver fails at the deadline.
+    pub(crate) fn claim(&self, id: StreamId) -> Claim {
+        let claim = self.table().claim(id);
+        self.expire_later(id);
+        claim
+    }
+
+    fn expire_later(&self, id: StreamId) {
+        let streams = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(CLAIM_DEADLINE).await;
+            streams.table().expire(id);
+        });
+    }
+
+    /// Takes the host's connections, for ever.
+    pub(crate) async fn serve(self, listener: AsyncFd<OwnedFd>) -> io::Result<()> {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+        loop {
+            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
+                return Ok(());
+            };
+            let socket = accept(&listener).await?;
+            let streams = self.clone();
+            tokio::spawn(async move {
+                if !matches!(
+                    timeout(CLAIM_DEADLINE, streams.handshake(socket)).await,
+                    Ok(Ok(()))
+                ) {
+                    warn!("a stream was closed before it had said its id");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn handshake(&self, socket: Socket) -> io::Result<()> {
+        let mut id = [0; 8];
+        let mut have = 0;
+        while have < id.len() {
+            match stdio::read(&socket, &mut id[have..]).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => have += count,
+            }
+        }
+        let id = StreamId::new(u64::from_le_bytes(id)).ok_or(io::ErrorKind::InvalidData)?;
+        if self.table().arrive(id, socket).is_err() {
+            warn!(
+                "stream {} was refused: it is there already, or too many wait",
+                id.get()
+            );
+            return Ok(());
+        }
+        self.expire_later(id);
+        Ok(())
+    }
+}
+
+async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Socket> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let accepted = ready.try_io(|listener| {
+            Ok(accept_with(
+                listener.get_ref(),
+                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            )?)
+        });
+        match accepted {
+            Ok(socket) => return watch(socket?, Interest::READABLE | Interest::WRITABLE),
+            Err(_would_block) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u64) -> StreamId {
+        StreamId::new(number).unwrap()
+    }
+
+    #[test]
+    fn a_claim_meets_an_earlier_connection() {
+        let mut table = Table::new();
+        table.arrive(id(1), "socket").unwrap();
+        assert_eq!(table.claim(id(1)).try_recv(), Ok("socket"));
+    }
+
+    #[test]
+    fn a_connection_meets_an_earlier_claim() {
+        let mut table = Table::new();
+        let mut claim = table.claim(id(1));
+        assert!(claim.try_recv().is_err());
+        table.arrive(id(1), "socket").unwrap();
+        assert_eq!(claim.try_recv(), Ok("socket"));
+    }
+
+    #[test]
+    fn an_id_is_taken_once() {
+        let mut table = Table::new();
+        table.arrive(id(1), "first").unwrap();
+        assert_eq!(table.arrive(id(1), "second"), Err("second"));
+        assert_eq!(table.claim(id(1)).try_recv(), Ok("first"));
+    }
+
+    #[test]
+    fn unclaimed_connections_are_bounded() {
+        let mut table = Table::new();
+        for number in 1..=UNCLAIMED_MAX as u64 {
+            table.arrive(id(number), ()).unwrap();
+        }
+        assert_eq!(table.arrive(id(1 + UNCLAIMED_MAX as u64), ()), Err(()));
+        let wanted = table.claim(id(1));
+        drop(wanted);
+        assert_eq!(table.arrive(id(1 + UNCLAIMED_MAX as u64), ()), Ok(()));
+    }
+
+    #[test]
+    fn an_expired_claim_ends() {
+        let mut table: Table<()> = Table::new();
+        let mut claim = table.claim(id(1));
+        table.expire(id(1));
+        assert_eq!(claim.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    }
+}
