@@ -14,7 +14,7 @@ use std::{fmt, io};
 
 use crate::saved::SavedDevice;
 use crate::worker::Failure;
-use crate::{GuestMemory, Irq, Queue, QueueState};
+use crate::{GuestMemory, Irq, Queue, QueueError, QueueState};
 
 /// How a device's threads confine themselves: the host's choice, so that a device need not know it.
 #[derive(Clone)]
@@ -74,6 +74,16 @@ pub struct Resources {
     pub failure: Arc<Failure>,
 }
 
+impl Resources {
+    /// Takes a queue the device cannot do without.
+    pub fn take_queue(&mut self, index: usize) -> Result<Queue, StartError> {
+        self.queues
+            .get_mut(index)
+            .and_then(Option::take)
+            .ok_or(StartError::MissingQueue { index })
+    }
+}
+
 /// A device that was stopped: all there is to know to start it again.
 #[derive(Debug)]
 pub struct Stopped {
@@ -92,6 +102,9 @@ pub enum StartError {
         /// Its index.
         index: usize,
     },
+    /// The driver laid a queue out where none can be.
+    #[error("set up a queue")]
+    Queue(#[source] QueueError),
     /// The host refused a thread, an eventfd or an epoll instance.
     #[error("start the worker {name}")]
     Worker {
@@ -107,7 +120,7 @@ pub enum StartError {
 }
 
 /// A virtio device. All calls come from whoever holds the transport's lock; none may block on the guest.
-pub trait Device: Send {
+pub trait Device: fmt::Debug + Send {
     /// Constant for the life of the device.
     fn traits(&self) -> Traits;
 

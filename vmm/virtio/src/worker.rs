@@ -10,7 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::epoll;
@@ -22,6 +22,8 @@ use crate::device::{Confine, StartError};
 const STOP: u64 = u64::MAX;
 /// How many ready files are taken from epoll at once; more wait for the next turn.
 const READY_MAX: usize = 32;
+/// How often one device says in the log that it gave up: a guest can reset and break it again as often as it likes.
+const REPORTS_MAX: u32 = 8;
 /// Devices recurse little and keep their buffers on the heap.
 const STACK_BYTES: usize = 128 * 1024;
 
@@ -145,6 +147,7 @@ impl<H: Handler> Worker<H> {
 #[derive(Debug, Default)]
 pub struct Failure {
     raised: AtomicBool,
+    reports: AtomicU32,
 }
 
 impl Failure {
@@ -159,10 +162,12 @@ impl Failure {
         self.raised.store(false, Ordering::SeqCst);
     }
 
-    /// Raised once per start, so a guest cannot fill the log with it faster than it can reset a device.
-    fn report(&self, name: &str, error: &dyn std::error::Error) {
+    /// Raises it, and says why while there is room in the log.
+    pub(crate) fn report(&self, name: &str, error: &dyn std::error::Error) {
         self.raised.store(true, Ordering::SeqCst);
-        eprintln!("husk-vmm: device {name} stopped: {}", chain_of(error));
+        if self.reports.fetch_add(1, Ordering::SeqCst) < REPORTS_MAX {
+            eprintln!("husk-vmm: device {name} stopped: {}", chain_of(error));
+        }
     }
 }
 
