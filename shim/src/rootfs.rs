@@ -105,6 +105,15 @@ impl Share {
         Ok(())
     }
 
+    /// Directories that nothing is mounted on.
+    #[cfg(test)]
+    pub(crate) fn fake(state: &StateDir) -> Self {
+        Self {
+            root: state.shared(),
+            staging: state.path().join("staging"),
+        }
+    }
+
     /// The directory to be served to the guest.
     pub(crate) fn root(&self) -> &Path {
         &self.root
@@ -276,6 +285,15 @@ impl Share {
 }
 
 impl ContainerFiles {
+    /// A container's files without mounts.
+    #[cfg(test)]
+    pub(crate) fn fake(share: &Share, id: &str) -> Self {
+        Self {
+            dir: share.root.join(id),
+            mounted: Vec::new(),
+        }
+    }
+
     /// Takes the container's files away from the guest.
     pub(crate) fn remove(self) {
         for path in self.mounted.iter().rev() {

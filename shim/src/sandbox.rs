@@ -314,3 +314,6 @@ impl Sandbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

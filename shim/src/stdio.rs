@@ -61,7 +61,7 @@ pub(crate) enum StdioError {
 }
 
 /// The streams of one process, running.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ProcessStreams {
     /// Ends with the input, or is ended when the process exits.
     input: Option<JoinHandle<()>>,

@@ -193,6 +193,21 @@ impl Vm {
         Ok((vm, events, ended, outputs))
     }
 
+    /// A VM that is only its control socket, in this process; how it ends is the test's to say.
+    #[cfg(test)]
+    pub(crate) fn fake(control: Control) -> (Self, watch::Sender<Option<Arc<VmEnd>>>) {
+        let process = ProcessRef::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let (ended, end) = watch::channel(None);
+        let vm = Self {
+            process,
+            control,
+            console: Console::default(),
+            pidfd: Arc::new(process.open().unwrap()),
+            ended: end,
+        };
+        (vm, ended)
+    }
+
     /// Waits for the end.
     pub(crate) async fn ended(&self) -> Arc<VmEnd> {
         let mut ended = self.ended.clone();

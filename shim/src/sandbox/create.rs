@@ -25,7 +25,7 @@ pub(crate) struct CreateRequest {
 }
 
 /// What the owner gave the operation to work with.
-struct Begun {
+pub(super) struct Begun {
     machine: Machine,
     share: Share,
     ids: Ids,
@@ -100,7 +100,7 @@ async fn make_in_guest(
 }
 
 impl Sandbox {
-    fn begin_create(
+    pub(super) fn begin_create(
         &mut self,
         key: &ProcessKey,
         bundle: PathBuf,
@@ -137,7 +137,7 @@ impl Sandbox {
         })
     }
 
-    fn end_create(
+    pub(super) fn end_create(
         &mut self,
         key: &ProcessKey,
         made: Result<(ContainerFiles, ProcessStreams), TaskError>,

@@ -1,0 +1,403 @@
+//! The owner's state machine, against an agent in this process and a VM that is only a name.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use agent_api::agent as wire;
+use agent_api::agent_ttrpc::{Agent as AgentService, create_agent};
+use async_trait::async_trait;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::net::UnixListener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+use ttrpc::{Code, get_status};
+
+use super::*;
+use crate::rootfs::ContainerFiles;
+use crate::stdio::{ProcessStreams, Stdio};
+use crate::vm::open_control;
+
+/// Says yes to everything, or the error it was given, and remembers what it was asked.
+struct FakeAgent {
+    asked: Mutex<Vec<String>>,
+    refusal: Mutex<Option<Code>>,
+    /// `StartContainer` answers when it has had this.
+    start_gate: tokio::sync::Mutex<()>,
+}
+
+impl FakeAgent {
+    fn new() -> Self {
+        Self {
+            asked: Mutex::default(),
+            refusal: Mutex::default(),
+            start_gate: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn note(&self, what: &str) -> ttrpc::Result<()> {
+        self.asked.lock().unwrap().push(what.to_owned());
+        match *self.refusal.lock().unwrap() {
+            Some(code) => Err(ttrpc::Error::RpcStatus(get_status(code, "no"))),
+            None => Ok(()),
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn refuse(&self, code: Option<Code>) {
+        *self.refusal.lock().unwrap() = code;
+    }
+}
+
+#[async_trait]
+impl AgentService for FakeAgent {
+    async fn start_container(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::StartResponse> {
+        self.note("start")?;
+        let _passed = self.start_gate.lock().await;
+        Ok(wire::StartResponse::default())
+    }
+
+    async fn start_process(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ProcessRequest,
+    ) -> ttrpc::Result<wire::StartResponse> {
+        self.note(&format!("start {}", request.exec_id))?;
+        Ok(wire::StartResponse::default())
+    }
+
+    async fn create_process(
+        &self,
+        _: &TtrpcContext,
+        request: wire::CreateProcessRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note(&format!("create {}", request.exec_id))?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn delete_container(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note("delete")?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn delete_process(
+        &self,
+        _: &TtrpcContext,
+        request: wire::ProcessRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note(&format!("delete {}", request.exec_id))?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn signal(
+        &self,
+        _: &TtrpcContext,
+        request: wire::SignalRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note(&format!("signal {}", request.signal))?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
+        self.note("shutdown")?;
+        Ok(wire::Empty::default())
+    }
+}
+
+/// A sandbox whose VM is up, with the container `web` created in it.
+struct Fixture {
+    handle: Handle,
+    agent: Arc<FakeAgent>,
+    end: watch::Sender<Option<Arc<VmEnd>>>,
+    root: tempfile::TempDir,
+    _server: Server,
+    _vmm: std::os::fd::OwnedFd,
+}
+
+fn web() -> ProcessKey {
+    ProcessKey::init("web")
+}
+
+fn exec_key() -> ProcessKey {
+    ProcessKey {
+        container: "web".into(),
+        exec: "sh".into(),
+    }
+}
+
+fn exit(status: u32) -> Exit {
+    Exit { status, at_ns: 1 }
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let state = StateDir::create(root.path(), "web").unwrap();
+        let share = Share::fake(&state);
+        let this = ProcessRef::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let config = Config {
+            vmm: "/none".into(),
+            kernel: "/none".into(),
+            initrd: "/none".into(),
+            memory_mib: 64,
+            vcpus: 1,
+            agent_timeout: Duration::from_secs(1),
+        };
+        let handle = start(Origin {
+            id: "web".into(),
+            config,
+            state,
+            share: share.clone(),
+            this,
+        });
+        let fake = Arc::new(FakeAgent::new());
+        let path = root.path().join("agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut server = Server::new()
+            .add_listener(listener.into())
+            .register_service(create_agent(fake.clone()));
+        server.start().await.unwrap();
+        let stream = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let agent = Agent::over(stream.into()).unwrap();
+        let (near, vmm) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let (vm, end) = Vm::fake(open_control(near).unwrap().0);
+        let machine = Machine {
+            vm,
+            cgroup: None,
+            agent: watch::channel(Some(Ok(agent))).1,
+        };
+        handle
+            .ask(move |sandbox| {
+                sandbox.machine = Some(machine);
+                let files = ContainerFiles::fake(&share, "web");
+                let host = HostPart::default();
+                sandbox
+                    .begin_create(&web(), "/b".into(), Stdio::default(), &host)
+                    .unwrap();
+                let made = Ok((files, ProcessStreams::default()));
+                sandbox.end_create(&web(), made).unwrap();
+            })
+            .await
+            .unwrap();
+        Self {
+            handle,
+            agent: fake,
+            end,
+            root,
+            _server: server,
+            _vmm: vmm,
+        }
+    }
+
+    async fn phase(&self) -> Phase {
+        self.handle.state(web()).await.unwrap().phase
+    }
+
+    fn call_start(&self) -> tokio::task::JoinHandle<Result<i32, TaskError>> {
+        let handle = self.handle.clone();
+        tokio::spawn(async move { handle.start(web()).await })
+    }
+
+    async fn agent_is_asked(&self, what: &str) {
+        while self.agent.asked().last().map(String::as_str) != Some(what) {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn agent_reports(&self, key: ProcessKey, status: u32) {
+        self.handle
+            .ask(move |sandbox| sandbox.on_exit(&key, exit(status)))
+            .await
+            .unwrap();
+    }
+
+    fn vm_ends(&self, reason: EndReason) {
+        let end = Arc::new(VmEnd {
+            reason,
+            console: String::new(),
+        });
+        self.end.send_replace(Some(end.clone()));
+        self.handle.tell(move |sandbox| sandbox.on_vm_end(&end));
+    }
+
+    fn record(&self) -> Record {
+        let state = StateDir::open(self.root.path(), "web").unwrap();
+        state.read().unwrap().unwrap()
+    }
+
+    async fn exec(&self) -> Result<(), TaskError> {
+        let process = r#"{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/"}"#;
+        self.handle
+            .exec(ExecRequest {
+                key: exec_key(),
+                process: process.into(),
+                stdio: Stdio::default(),
+            })
+            .await
+    }
+}
+
+fn code(error: TaskError) -> Code {
+    match ttrpc::Error::from(error) {
+        ttrpc::Error::RpcStatus(status) => status.code(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_container_lives_from_created_to_gone() {
+    let fixture = Fixture::new().await;
+    assert_eq!(fixture.phase().await, Phase::Created);
+    fixture.handle.start(web()).await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Running);
+    fixture.agent_reports(web(), 3).await;
+    assert_eq!(fixture.handle.wait(web()).await.unwrap(), exit(3));
+    assert_eq!(fixture.record().containers[0].exit_status, Some(3));
+    let deleted = fixture.handle.delete(web()).await.unwrap();
+    assert_eq!(deleted.exit, exit(3));
+    let gone = fixture.handle.state(web()).await.unwrap_err();
+    assert_eq!(code(gone), Code::NOT_FOUND);
+    fixture.handle.reaches(|life| *life == Life::Idle).await;
+    assert_eq!(fixture.agent.asked(), ["start", "delete"]);
+}
+
+#[tokio::test]
+async fn an_exit_that_outruns_the_starts_answer_counts() {
+    let fixture = Fixture::new().await;
+    let gate = fixture.agent.start_gate.lock().await;
+    let call = fixture.call_start();
+    fixture.agent_is_asked("start").await;
+    fixture.agent_reports(web(), 0).await;
+    drop(gate);
+    call.await.unwrap().unwrap();
+    assert_eq!(fixture.phase().await, Phase::Stopped);
+}
+
+#[tokio::test]
+async fn the_vms_end_is_every_processs_end() {
+    let fixture = Fixture::new().await;
+    fixture.exec().await.unwrap();
+    fixture.handle.start(web()).await.unwrap();
+    fixture.vm_ends(EndReason::OutOfMemory);
+    assert_eq!(fixture.handle.wait(web()).await.unwrap().status, 137);
+    assert_eq!(fixture.handle.wait(exec_key()).await.unwrap().status, 137);
+    assert!(fixture.record().ended.unwrap().contains("out of memory"));
+    assert!(matches!(
+        fixture.exec().await.unwrap_err(),
+        TaskError::Phase { .. } | TaskError::VmEnded(_)
+    ));
+    let deleted = fixture.handle.delete(web()).await.unwrap();
+    assert_eq!(deleted.exit.status, 137);
+}
+
+#[tokio::test]
+async fn signals_reach_living_processes_only() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.handle.kill(web(), 15, false).await.unwrap();
+    assert_eq!(fixture.agent.asked(), ["start", "signal 15"]);
+    fixture.agent_reports(web(), 143).await;
+    let finished = fixture.handle.kill(web(), 15, false).await.unwrap_err();
+    assert_eq!(code(finished), Code::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn steps_out_of_order_change_nothing() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    for refused in [
+        fixture.handle.delete(web()).await.map(drop),
+        fixture.handle.start(web()).await.map(drop),
+    ] {
+        assert_eq!(code(refused.unwrap_err()), Code::FAILED_PRECONDITION);
+    }
+    assert_eq!(fixture.phase().await, Phase::Running);
+}
+
+#[tokio::test]
+async fn a_refused_delete_can_be_tried_again() {
+    let fixture = Fixture::new().await;
+    fixture.agent_reports(web(), 0).await;
+    fixture.agent.refuse(Some(Code::INTERNAL));
+    assert!(fixture.handle.delete(web()).await.is_err());
+    assert_eq!(fixture.phase().await, Phase::Stopped);
+    fixture.agent.refuse(None);
+    fixture.handle.delete(web()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_failed_start_is_told_and_leaves_what_can_be_deleted() {
+    let fixture = Fixture::new().await;
+    fixture.agent.refuse(Some(Code::INVALID_ARGUMENT));
+    let error = fixture.handle.start(web()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no");
+    fixture.agent.refuse(None);
+    fixture.agent_reports(web(), 127).await;
+    assert_eq!(fixture.handle.wait(web()).await.unwrap().status, 127);
+    fixture.handle.delete(web()).await.unwrap();
+}
+
+#[tokio::test]
+async fn execs_are_named_once_and_end_alone() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.exec().await.unwrap();
+    let twice = fixture.exec().await.unwrap_err();
+    assert_eq!(code(twice), Code::ALREADY_EXISTS);
+    fixture.handle.start(exec_key()).await.unwrap();
+    fixture.agent_reports(exec_key(), 1).await;
+    fixture.handle.delete(exec_key()).await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Running);
+    assert_eq!(
+        fixture.agent.asked(),
+        ["start", "create sh", "start sh", "delete sh"]
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_nothing_half_done() {
+    let fixture = Fixture::new().await;
+    let gate = fixture.agent.start_gate.lock().await;
+    let call = fixture.call_start();
+    fixture.agent_is_asked("start").await;
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    assert_eq!(fixture.phase().await, Phase::Starting);
+    drop(gate);
+    while fixture.phase().await != Phase::Running {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn shutdown_powers_off_and_removes_the_state() {
+    let fixture = Fixture::new().await;
+    fixture.handle.shutdown(false).await.unwrap();
+    assert_eq!(
+        fixture.phase().await,
+        Phase::Created,
+        "a container is there"
+    );
+    let handle = fixture.handle.clone();
+    let shutdown = tokio::spawn(async move { handle.shutdown(true).await });
+    fixture.agent_is_asked("shutdown").await;
+    fixture.vm_ends(EndReason::PoweredOff);
+    shutdown.await.unwrap().unwrap();
+    assert!(StateDir::open(fixture.root.path(), "web").is_err());
+    fixture.handle.shutdown(true).await.unwrap();
+}
