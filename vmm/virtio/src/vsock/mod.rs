@@ -96,14 +96,13 @@ impl Device for Vsock {
             State::Stopped(muxer) => muxer.take().filter(|_| resumed),
             State::Started(_) => None,
         };
-        let restored = resumed && kept.is_none();
         let muxer = match kept {
             Some(muxer) => muxer,
-            None => Muxer::new(self.guest_cid, &self.host_ports, ends.clone())
+            None => Muxer::new(self.guest_cid, &self.host_ports, ends.clone(), resumed)
                 .map_err(|source| StartError::Worker { name: NAME, source })?,
         };
         ends.open();
-        let worker = VsockWorker::new(resources.memory, queues, muxer, ends, restored);
+        let worker = VsockWorker::new(resources.memory, queues, muxer, ends);
         self.state = State::Started(Worker::spawn(
             NAME,
             worker,
@@ -145,3 +144,6 @@ fn queues(queues: Vec<Option<Queue>>) -> Result<Queues, StartError> {
         events: take(2)?,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -110,10 +110,18 @@ pub(super) struct Muxer {
     resets: VecDeque<Header>,
     epoll: OwnedFd,
     next_port: u32,
+    /// The guest must yet be told that connections it believes in are not there.
+    transport_reset_owed: bool,
 }
 
 impl Muxer {
-    pub(super) fn new(guest_cid: u64, host_ports: &[u32], ends: Arc<Ends>) -> io::Result<Self> {
+    /// No connections. `restored`: the guest believes that there are some.
+    pub(super) fn new(
+        guest_cid: u64,
+        host_ports: &[u32],
+        ends: Arc<Ends>,
+        restored: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             guest_cid,
             host_ports: host_ports.to_vec(),
@@ -123,7 +131,18 @@ impl Muxer {
             resets: VecDeque::new(),
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             next_port: DIAL_PORT_MIN,
+            transport_reset_owed: restored,
         })
+    }
+
+    /// Whether the guest must be told that its connections are gone.
+    pub(super) fn owes_transport_reset(&self) -> bool {
+        self.transport_reset_owed
+    }
+
+    /// The guest was told.
+    pub(super) fn transport_reset_sent(&mut self) {
+        self.transport_reset_owed = false;
     }
 
     /// Readable when some stream has news.

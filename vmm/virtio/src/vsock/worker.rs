@@ -55,25 +55,20 @@ pub(super) struct VsockWorker {
     /// None once the device has failed.
     muxer: Option<Muxer>,
     ends: Arc<Ends>,
-    /// The guest must yet be told that all connections are gone.
-    reset_owed: bool,
 }
 
 impl VsockWorker {
-    /// `restored`: the guest believes in connections that are not there.
     pub(super) fn new(
         memory: Arc<GuestMemory>,
         queues: Queues,
         muxer: Muxer,
         ends: Arc<Ends>,
-        restored: bool,
     ) -> Self {
         Self {
             memory,
             queues,
             muxer: Some(muxer),
             ends,
-            reset_owed: restored,
         }
     }
 
@@ -87,8 +82,8 @@ impl VsockWorker {
         let Some(muxer) = &mut self.muxer else {
             return Ok(());
         };
-        if self.reset_owed {
-            self.reset_owed = !send_event(&mut self.queues.events, &self.memory)?;
+        if muxer.owes_transport_reset() && send_event(&mut self.queues.events, &self.memory)? {
+            muxer.transport_reset_sent();
         }
         let mut more = take_packets(&mut self.queues.tx, &self.memory, muxer)?;
         let was_held = !muxer.may_receive();

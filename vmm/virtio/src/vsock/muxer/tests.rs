@@ -81,7 +81,7 @@ impl Socket {
 impl Guest {
     fn new() -> Self {
         let host = Host::new().unwrap();
-        let muxer = Muxer::new(CID, &[PORT], host.ends()).unwrap();
+        let muxer = Muxer::new(CID, &[PORT], host.ends(), false).unwrap();
         Self { muxer, host }
     }
 
