@@ -67,13 +67,15 @@ const THREAD: &str = "fs";
 /// Queues of requests, beside the first queue, hiprio, of messages that must not wait behind requests.
 const REQUEST_QUEUES: u32 = 1;
 const QUEUES: usize = 2;
-/// FORGETs are small and answered at once. A request of 1 MiB is 258 descriptors without indirect ones, so three of them fit.
-const QUEUE_SIZES: &[u16; QUEUES] = &[128, 1024];
+/// FORGETs are small and answered at once. A request of 1 MiB is 258 descriptors, and Linux allows none larger than a queue even where it puts
+/// them in an indirect table.
+const QUEUE_SIZES: &[u16; QUEUES] = &[128, 512];
 /// Chains taken from one queue before the other queue, and an order to stop, are looked at.
 const TURN_CHAINS_MAX: usize = 32;
 
-/// Descriptors a guest may make this process hold, inodes and open files together, whatever `RLIMIT_NOFILE` says.
-const GUEST_DESCRIPTORS_MAX: u64 = 512 * 1024;
+/// Descriptors a guest may make this process hold, inodes and open files together, whatever `RLIMIT_NOFILE` says. Measured, an inode is half a
+/// KiB here and one and a half in the host's kernel, so this is 256 MiB, charged to the sandbox.
+const GUEST_DESCRIPTORS_MAX: u64 = 128 * 1024;
 /// Descriptors kept back for the VMM itself and for the moment of an operation.
 const OWN_DESCRIPTORS: u64 = 256;
 
@@ -162,12 +164,9 @@ impl Device for Fs {
         read_config_bytes(&self.config_space, offset, data);
     }
 
-    fn start(&mut self, resources: Resources) -> Result<(), StartError> {
+    fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
         let server = self.take_session(&resources.saved)?;
-        let mut queues = Vec::with_capacity(QUEUES);
-        for (index, queue) in resources.queues.into_iter().enumerate() {
-            queues.push(queue.ok_or(StartError::MissingQueue { index })?);
-        }
+        let queues = [resources.take_queue(0)?, resources.take_queue(1)?];
         let view =
             View::new(Arc::clone(&resources.memory)).map_err(|error| StartError::Worker {
                 name: THREAD,
@@ -226,7 +225,7 @@ enum FsError {
 #[derive(Debug)]
 struct FsWorker {
     /// Hiprio and requests.
-    queues: Vec<Queue>,
+    queues: [Queue; QUEUES],
     memory: Arc<GuestMemory>,
     view: View,
     root: Root,

@@ -22,7 +22,7 @@ use crate::fs::view::View;
 use crate::{Event, GuestMemory, Irq, Queue, QueueState};
 
 const MEMORY_BYTES: usize = 8 << 20;
-pub(super) const QUEUE_SIZE: u16 = 16;
+const QUEUE_SIZE: u16 = 16;
 const DESCRIPTORS: u64 = 0x1000;
 const AVAILABLE: u64 = 0x2000;
 const USED: u64 = 0x3000;
@@ -53,69 +53,38 @@ pub(super) fn linux_options() -> FsOptions {
         | FsOptions::CACHE_SYMLINKS
 }
 
-/// A queue in fake guest memory, and the driver's side of it.
-pub(super) struct Ring {
-    pub(super) memory: Arc<GuestMemory>,
-    base: u64,
+/// The driver's side of one queue in fake guest memory.
+struct Ring {
+    memory: Arc<GuestMemory>,
     offered: u16,
 }
 
 impl Ring {
-    pub(super) fn new(memory: Arc<GuestMemory>, base: u64) -> Self {
-        Self {
-            memory,
-            base,
-            offered: 0,
-        }
-    }
-
-    pub(super) fn state(&self) -> QueueState {
-        QueueState {
-            size: QUEUE_SIZE,
-            descriptors: self.base + DESCRIPTORS,
-            available: self.base + AVAILABLE,
-            used: self.base + USED,
-            ..QueueState::default()
-        }
-    }
-
     /// Offers a chain of the bytes of a request and of `room` bytes for the answer. A part of no bytes is left out.
-    pub(super) fn offer(&mut self, request: &[u8], room: u32) {
+    fn offer(&mut self, request: &[u8], room: u32) {
         let length = u32::try_from(request.len()).unwrap();
-        self.put(request, self.base + REQUEST);
+        self.put(request, REQUEST);
         let parts = [(REQUEST, length, false), (REPLY, room, true)];
         let parts: Vec<_> = parts.iter().filter(|part| part.1 > 0).collect();
         for (index, (address, length, writable)) in parts.iter().enumerate() {
             let more = u16::from(index + 1 < parts.len());
-            let at = self.base + DESCRIPTORS + 16 * u64::try_from(index).unwrap();
-            self.put(&(self.base + address).to_le_bytes(), at);
+            let at = DESCRIPTORS + 16 * u64::try_from(index).unwrap();
+            self.put(&address.to_le_bytes(), at);
             self.put(&length.to_le_bytes(), at + 8);
             self.put(&(more | u16::from(*writable) << 1).to_le_bytes(), at + 12);
             self.put(&1u16.to_le_bytes(), at + 14);
         }
         let slot = u64::from(self.offered % QUEUE_SIZE);
-        self.put(&0u16.to_le_bytes(), self.base + AVAILABLE + 4 + 2 * slot);
+        self.put(&0u16.to_le_bytes(), AVAILABLE + 4 + 2 * slot);
         self.offered = self.offered.wrapping_add(1);
-        self.put(&self.offered.to_le_bytes(), self.base + AVAILABLE + 2);
-    }
-
-    /// Overwrites the first descriptor.
-    pub(super) fn put_descriptor(&self, bytes: &[u8]) {
-        self.put(bytes, self.base + DESCRIPTORS);
-    }
-
-    /// How many chains the device has given back.
-    pub(super) fn used(&self) -> u16 {
-        self.memory
-            .read_obj(GuestAddress(self.base + USED + 2))
-            .unwrap()
+        self.put(&self.offered.to_le_bytes(), AVAILABLE + 2);
     }
 
     /// The first `length` bytes of the answer.
-    pub(super) fn reply(&self, length: usize) -> Vec<u8> {
+    fn reply(&self, length: usize) -> Vec<u8> {
         let mut reply = vec![0; length];
         self.memory
-            .read_slice(&mut reply, GuestAddress(self.base + REPLY))
+            .read_slice(&mut reply, GuestAddress(REPLY))
             .unwrap();
         reply
     }
@@ -125,10 +94,6 @@ impl Ring {
             .write_slice(bytes, GuestAddress(address))
             .unwrap();
     }
-}
-
-pub(super) fn guest_memory() -> Arc<GuestMemory> {
-    Arc::new(GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap())
 }
 
 pub(super) fn proc_self_fd() -> OwnedFd {
@@ -164,20 +129,23 @@ impl Client {
         std::fs::write(directory.path().join("victim"), "precious").unwrap();
         let root = directory.path().join("share");
         let share = Share::new(root.to_str().unwrap(), File::from(proc_self_fd()), limits).unwrap();
-        let memory = guest_memory();
-        let ring = Ring::new(Arc::clone(&memory), 0);
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
+        let memory = Arc::new(memory);
+        let state = QueueState {
+            size: QUEUE_SIZE,
+            descriptors: DESCRIPTORS,
+            available: AVAILABLE,
+            used: USED,
+            ..QueueState::default()
+        };
         let irq = Arc::new(Irq::new(Event::new().unwrap()));
-        let queue = Queue::new(
-            &ring.state(),
-            QUEUE_SIZE,
-            &memory,
-            Event::new().unwrap(),
-            irq,
-        )
-        .unwrap();
+        let queue = Queue::new(&state, QUEUE_SIZE, &memory, Event::new().unwrap(), irq).unwrap();
         Self {
             directory,
-            ring,
+            ring: Ring {
+                memory: Arc::clone(&memory),
+                offered: 0,
+            },
             queue,
             view: View::new(memory).unwrap(),
             server: Server::new(share),
