@@ -1,7 +1,7 @@
 //! From nothing to an agent that answers.
 //!
 //! ```text
-//!   size ─► cgroup ─► VMM spawned ··· kernel boots ··· agent dials ─► configure ─► events subscribed ─► ready
+//!   size ─► cgroup ─► VMM spawned ··· kernel boots ··· agent dials ─► configured, events subscribed ─► ready
 //!           (a turn: quick)            (a task of its own, while the first container's files are prepared)
 //! ```
 //!
@@ -33,6 +33,9 @@ pub(super) const END_FOLLOWS: Duration = Duration::from_secs(2);
 
 /// Console lines shown when the agent does not dial.
 const LAST_LINES: usize = 12;
+
+/// The longest name `sethostname(2)` takes.
+const HOSTNAME_MAX_BYTES: usize = 64;
 
 /// The guest's address; each VM has a vsock of its own, so all guests have the same.
 const GUEST_CID: u32 = 3;
@@ -81,7 +84,7 @@ impl Sandbox {
         let (ready, agent) = watch::channel(None);
         let setup = Setup {
             vm: vm.clone(),
-            hostname: host.hostname.clone().unwrap_or_else(|| self.id.clone()),
+            hostname: hostname(host.hostname.as_deref().unwrap_or(&self.id)),
             deadline: self.config.agent_timeout,
             handle: self.handle.clone(),
         };
@@ -143,8 +146,8 @@ impl Setup {
 
     async fn try_bring_up(&self, events: mpsc::Receiver<Arrived>) -> Result<Agent, BootError> {
         let agent = Agent::over(self.dialled(events).await?)?;
-        self.unless_ended(agent.configure(&self.hostname)).await?;
-        let events = self.unless_ended(agent.events()).await?;
+        let both = async { tokio::try_join!(agent.configure(&self.hostname), agent.events()) };
+        let ((), events) = self.unless_ended(both).await?;
         tokio::spawn(forward(events, self.handle.clone(), self.vm.clone()));
         Ok(agent)
     }
@@ -218,6 +221,14 @@ fn exit_of(exit: AgentExit) -> (ProcessKey, Exit) {
         at_ns: u64::try_from(exit.at_ns).unwrap_or_default(),
     };
     (key, exit)
+}
+
+/// The VM's name: `name`, as far as a kernel takes it.
+fn hostname(name: &str) -> String {
+    name.chars()
+        .filter(char::is_ascii)
+        .take(HOSTNAME_MAX_BYTES)
+        .collect()
 }
 
 fn host_size() -> HostSize {

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Resource};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
@@ -100,8 +100,16 @@ fn detach(state: &StateDir) -> io::Result<ProcessRef> {
         .append(true)
         .open(state.log())?;
     rustix::stdio::dup2_stderr(&log)?;
+    allow_descriptors()?;
     let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     ProcessRef::of(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Every stream costs a descriptor or two, and the VMM, which inherits this, one per open file of the guest.
+fn allow_descriptors() -> io::Result<()> {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
 }
 
 fn run(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
