@@ -8,12 +8,13 @@ use std::os::fd::BorrowedFd;
 
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
 
+use super::packet::{HEADER_BYTES, Header};
 use crate::{Chain, QueueError};
 
 /// Guest memory, from the first byte not yet used.
 #[derive(Debug, Default)]
 pub(super) struct Buffers<'m> {
-    pub(super) pieces: VecDeque<VolatileSlice<'m>>,
+    pieces: VecDeque<VolatileSlice<'m>>,
 }
 
 impl<'m> Buffers<'m> {
@@ -124,6 +125,37 @@ impl<'m> Buffers<'m> {
     }
 }
 
+/// Room in the guest for one packet.
+#[derive(Debug)]
+pub(super) struct Permit<'m> {
+    header: Buffers<'m>,
+    payload: Buffers<'m>,
+}
+
+impl<'m> Permit<'m> {
+    /// The room of `chain`: a header's and at least one byte more.
+    pub(super) fn new(chain: &Chain<'m>) -> Result<Self, QueueError> {
+        let too_small = QueueError::BadChain { head: chain.head() };
+        Self::from_room(Buffers::writable(chain)?).ok_or(too_small)
+    }
+
+    fn from_room(mut payload: Buffers<'m>) -> Option<Self> {
+        let header = payload.split_front(HEADER_BYTES)?;
+        (payload.len() > 0).then_some(Self { header, payload })
+    }
+
+    /// The room for the payload.
+    pub(super) fn payload(&self) -> &Buffers<'m> {
+        &self.payload
+    }
+
+    /// Writes the header of a packet whose payload is in place; returns the bytes of both.
+    pub(super) fn fill(&self, header: Header) -> u32 {
+        self.header.copy_from(&header.to_bytes());
+        header.packet_len()
+    }
+}
+
 fn retry(mut call: impl FnMut() -> Result<usize, VolatileMemoryError>) -> Result<usize, io::Error> {
     loop {
         match call() {
@@ -133,5 +165,45 @@ fn retry(mut call: impl FnMut() -> Result<usize, VolatileMemoryError>) -> Result
             Err(VolatileMemoryError::IOError(error)) => return Err(error),
             Err(error) => return Err(io::Error::other(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One piece, without a ring.
+    impl<'m> From<&'m mut [u8]> for Buffers<'m> {
+        fn from(memory: &'m mut [u8]) -> Self {
+            Self {
+                pieces: VecDeque::from([VolatileSlice::from(memory)]),
+            }
+        }
+    }
+
+    impl<'m> Permit<'m> {
+        /// Room without a ring.
+        pub(in super::super) fn of(memory: &'m mut [u8]) -> Self {
+            Self::from_room(Buffers::from(memory)).unwrap()
+        }
+    }
+
+    #[test]
+    fn pieces_are_one_row_of_bytes_wherever_they_are_cut() {
+        let (mut first, mut second, mut third) = ([1, 2], [], [3, 4, 5]);
+        let mut buffers = Buffers {
+            pieces: [&mut first[..], &mut second[..], &mut third[..]]
+                .map(VolatileSlice::from)
+                .into(),
+        };
+        assert!(buffers.split_front(6).is_none());
+        assert_eq!(buffers.len(), 5);
+        let front = buffers.split_front(3).unwrap();
+        let mut bytes = [0; 4];
+        assert_eq!(front.copy_to(&mut bytes), 3);
+        assert_eq!(bytes, [1, 2, 3, 0]);
+        buffers.copy_from(&[9]);
+        assert_eq!(buffers.copy_to(&mut bytes), 2);
+        assert_eq!(bytes[..2], [9, 5]);
     }
 }

@@ -18,6 +18,7 @@
 
 mod buffers;
 mod connection;
+mod endpoint;
 mod host;
 mod muxer;
 mod packet;

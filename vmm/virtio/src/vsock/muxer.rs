@@ -20,12 +20,12 @@ use std::sync::Arc;
 use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::buffers::Buffers;
-use super::connection::{Connection, Outgoing, Received};
+use super::buffers::{Buffers, Permit};
+use super::connection::Connection;
+use super::endpoint::Endpoint;
 use super::host::Ends;
-use super::packet::{HEADER_BYTES, HOST_CID, Header, Operation, PORT_ANY, TYPE_STREAM};
-use super::stream::{NotTaken, Read, Stream};
-use crate::{Chain, QueueError};
+use super::packet::{HOST_CID, Header, Operation, PORT_ANY, TYPE_STREAM};
+use super::stream::Stream;
 
 /// Connections at one time, those that still write out what an ended one has left included. A container needs three and an exec
 /// three; each costs a file descriptor.
@@ -59,43 +59,14 @@ impl Key {
     }
 }
 
-/// Room in the guest for one packet.
-#[derive(Debug)]
-pub(super) struct Permit<'m> {
-    header: Buffers<'m>,
-    payload: Buffers<'m>,
-}
-
-impl<'m> Permit<'m> {
-    /// The room of `chain`: a header's and at least one byte more.
-    pub(super) fn new(chain: &Chain<'m>) -> Result<Self, QueueError> {
-        let too_small = QueueError::BadChain { head: chain.head() };
-        let mut payload = Buffers::writable(chain)?;
-        match payload.split_front(HEADER_BYTES) {
-            Some(header) if payload.len() > 0 => Ok(Self { header, payload }),
-            _ => Err(too_small),
-        }
-    }
-
-    /// Writes the header of a packet whose payload is in place; returns the bytes of both.
-    fn fill(&self, header: Header) -> u32 {
-        self.header.copy_from(&header.to_bytes());
-        header.packet_len()
-    }
-}
-
-/// One connection and the host's end of it.
+/// A connection's place in the table.
 #[derive(Debug)]
 struct Entry {
-    connection: Connection,
-    /// None once the host's peer is gone and the guest is yet to acknowledge it.
-    stream: Option<Stream>,
+    endpoint: Endpoint,
     /// Listed in [`Muxer::turns`].
     queued: bool,
     /// Epoll tells of room to write.
     watches_room: bool,
-    /// Both directions of the stream have ended, though there may still be bytes to read.
-    hung_up: bool,
 }
 
 /// The connections of one device.
@@ -181,14 +152,14 @@ impl Muxer {
         let Some(entry) = self.table.get_mut(&key) else {
             return self.refuse(header);
         };
-        if entry.connection.is_forgotten() {
+        if entry.endpoint.is_forgotten() {
             return self.refuse(header);
         }
         let cut = usize::try_from(header.len).ok();
         match cut.and_then(|len| payload.split_front(len)) {
-            Some(payload) => entry.receive(header, payload),
+            Some(payload) => entry.endpoint.receive(header, payload),
             // The packet is shorter than it says.
-            None => entry.connection.reset(),
+            None => entry.endpoint.reset(),
         }
         self.settle(key);
     }
@@ -197,7 +168,7 @@ impl Muxer {
     fn may_open(&self, key: Key) -> bool {
         match self.table.get(&key) {
             // The guest is done with one whose host end is gone, or it would not use its port again.
-            Some(entry) => entry.connection.host_is_gone() && entry.stream.is_none(),
+            Some(entry) => entry.endpoint.is_left(),
             None => self.table.len() < CONNECTIONS_MAX,
         }
     }
@@ -290,7 +261,7 @@ impl Muxer {
             if let Some(key) = Key::from_token(event.data.u64()) {
                 if let Some(entry) = self.table.get_mut(&key) {
                     let flags = event.flags;
-                    entry.woken(flags.contains(epoll::EventFlags::HUP));
+                    entry.endpoint.woken(flags.contains(epoll::EventFlags::HUP));
                 }
                 self.settle(key);
             }
@@ -311,7 +282,7 @@ impl Muxer {
                 continue;
             };
             entry.queued = false;
-            let sent = entry.send(permit, &mut header);
+            let sent = entry.endpoint.send(permit, &mut header);
             self.settle(key);
             if sent.is_some() {
                 return sent.map(|()| permit.fill(header));
@@ -337,11 +308,9 @@ impl Muxer {
         let data = epoll::EventData::new_u64(key.token());
         epoll::add(&self.epoll, &stream, data, interest(false))?;
         let entry = Entry {
-            connection,
-            stream: Some(Stream::new(stream)),
+            endpoint: Endpoint::new(connection, stream),
             queued: false,
             watches_room: false,
-            hung_up: false,
         };
         self.table.insert(key, entry);
         self.settle(key);
@@ -353,147 +322,45 @@ impl Muxer {
         let Some(entry) = self.table.get_mut(&key) else {
             return;
         };
-        entry.settle();
-        if entry.stream_is_over()
-            && let Some(stream) = entry.stream.take()
-        {
-            // Explicit, since the peer may hold a copy of our end.
-            let _ = epoll::delete(&self.epoll, &stream);
+        if let Some(stream) = entry.endpoint.settle() {
+            unwatch(&self.epoll, &stream);
         }
-        if entry.is_over() {
+        if entry.endpoint.is_over() {
             return self.remove(key);
         }
-        if let Some(stream) = &entry.stream
+        if let Some(stream) = entry.endpoint.stream()
             && stream.has_backlog() != entry.watches_room
         {
             let data = epoll::EventData::new_u64(key.token());
-            let flags = interest(stream.has_backlog());
-            match epoll::modify(&self.epoll, stream, data, flags) {
-                Ok(()) => entry.watches_room = stream.has_backlog(),
-                Err(_) => entry.connection.reset(),
+            let wanted = stream.has_backlog();
+            match epoll::modify(&self.epoll, stream, data, interest(wanted)) {
+                Ok(()) => entry.watches_room = wanted,
+                Err(_) => entry.endpoint.reset(),
             }
         }
-        if !entry.queued && entry.next().is_some() {
+        if !entry.queued && entry.endpoint.has_packet() {
             entry.queued = true;
             self.turns.push_back(key);
         }
     }
 
     fn remove(&mut self, key: Key) {
-        if let Some(entry) = self.table.remove(&key) {
-            if entry.queued {
-                self.turns.retain(|waiting| *waiting != key);
-            }
-            if let Some(stream) = entry.stream {
-                // Explicit, since the peer may hold a copy of our end.
-                let _ = epoll::delete(&self.epoll, &stream);
-            }
+        let Some(entry) = self.table.remove(&key) else {
+            return;
+        };
+        if entry.queued {
+            self.turns.retain(|waiting| *waiting != key);
+        }
+        if let Some(stream) = entry.endpoint.stream() {
+            unwatch(&self.epoll, stream);
         }
     }
 }
 
-impl Entry {
-    fn readable(&self) -> bool {
-        self.stream.as_ref().is_some_and(Stream::is_readable)
-    }
-
-    fn has_backlog(&self) -> bool {
-        self.stream.as_ref().is_some_and(Stream::has_backlog)
-    }
-
-    fn next(&self) -> Option<Outgoing> {
-        self.connection.next(self.readable())
-    }
-
-    /// The guest has forgotten the connection and the host has got all of it.
-    fn is_over(&self) -> bool {
-        self.connection.is_forgotten() && !self.has_backlog()
-    }
-
-    /// Nothing will pass through the stream any more.
-    fn stream_is_over(&self) -> bool {
-        (self.connection.host_is_gone() || self.connection.is_ended()) && !self.has_backlog()
-    }
-
-    fn receive(&mut self, header: &Header, payload: Buffers<'_>) {
-        if self.connection.receive(header) == Received::Data
-            && let Some(stream) = &mut self.stream
-        {
-            let taken = stream.write(payload);
-            self.forwarded(taken);
-        }
-    }
-
-    /// The stream has news.
-    fn woken(&mut self, hung_up: bool) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        self.hung_up |= hung_up;
-        stream.woken();
-        let ended = stream.reading_ended();
-        let taken = stream.flush();
-        self.forwarded(taken);
-        if ended && self.hung_up {
-            self.read_end();
-        }
-    }
-
-    /// The host sends no more, and if it has hung up, takes no more either.
-    fn read_end(&mut self) {
-        self.connection.host_ends_sending();
-        if self.hung_up {
-            self.connection.host_ends_receiving();
-        }
-    }
-
-    fn forwarded(&mut self, taken: Result<u32, NotTaken>) {
-        match taken {
-            Ok(count) => self.connection.forwarded(count),
-            Err(NotTaken) => {
-                self.connection.host_ends_receiving();
-                if let Some(stream) = &mut self.stream {
-                    stream.discard();
-                }
-            }
-        }
-    }
-
-    /// Puts the next packet into the guest's room, payload first; None if there is none after all.
-    fn send(&mut self, permit: &Permit<'_>, header: &mut Header) -> Option<()> {
-        loop {
-            let outgoing = self.next()?;
-            let mut len = 0;
-            if let Outgoing::Data { limit } = outgoing {
-                match self.stream.as_mut()?.read(&permit.payload, limit) {
-                    Read::Bytes(count) => len = count,
-                    Read::Empty => continue,
-                    Read::End => {
-                        self.read_end();
-                        continue;
-                    }
-                    Read::Broken => {
-                        self.connection.reset();
-                        continue;
-                    }
-                }
-            }
-            self.connection.sent(outgoing, len, header);
-            return Some(());
-        }
-    }
-
-    fn settle(&mut self) {
-        let Some(stream) = &mut self.stream else {
-            return;
-        };
-        if self.connection.guest_ended_receiving() {
-            stream.stop_reading();
-        }
-        if self.connection.guest_ended_sending() {
-            stream.finish();
-        }
-    }
+/// Takes a stream that is about to be closed from epoll: explicitly, since its peer may hold a copy of our end.
+fn unwatch(epoll: &OwnedFd, stream: &Stream) {
+    // Fails only for a stream that is not there.
+    let _ = epoll::delete(epoll, stream);
 }
 
 /// What is asked of epoll for a stream.

@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffers, Permit};
 use super::host::Ends;
-use super::muxer::{Muxer, Permit};
+use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header};
 use crate::worker::{Handler, Poller};
 use crate::{GuestMemory, Queue, QueueError, QueueState};

@@ -6,11 +6,10 @@ use std::net::Shutdown as Direction;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vm_memory::VolatileSlice;
 
 use super::super::connection::BUFFER_BYTES;
 use super::super::host::Host;
-use super::super::packet::Shutdown;
+use super::super::packet::{HEADER_BYTES, Shutdown};
 use super::*;
 
 const CID: u64 = 3;
@@ -95,16 +94,14 @@ impl Guest {
             ..socket.header(Operation::Data)
         };
         let mut memory = payload.to_vec();
-        let buffers = Buffers::from(VolatileSlice::from(memory.as_mut_slice()));
+        let buffers = Buffers::from(memory.as_mut_slice());
         self.muxer.receive(&header, buffers);
     }
 
     /// Offers room for one packet of `room` bytes of payload.
     fn receive_into(&mut self, room: usize) -> Option<Packet> {
         let mut memory = vec![0; HEADER_BYTES + room];
-        let mut payload = Buffers::from(VolatileSlice::from(memory.as_mut_slice()));
-        let header = payload.split_front(HEADER_BYTES).unwrap();
-        let written = self.muxer.send(&Permit { header, payload })?;
+        let written = self.muxer.send(&Permit::of(&mut memory))?;
         memory.truncate(usize::try_from(written).unwrap());
         let payload = memory.split_off(HEADER_BYTES);
         let header = Header::from_bytes(&memory.try_into().unwrap());
@@ -166,14 +163,6 @@ impl Guest {
         let request = self.expect(Operation::Request).header;
         assert_eq!(request.dst_port, GUEST_PORT);
         (Socket::new(request.src_port, GUEST_PORT), peer)
-    }
-}
-
-impl<'m> From<VolatileSlice<'m>> for Buffers<'m> {
-    fn from(piece: VolatileSlice<'m>) -> Self {
-        Self {
-            pieces: VecDeque::from([piece]),
-        }
     }
 }
 
@@ -352,7 +341,13 @@ fn a_backlog_never_exceeds_the_window() {
         let Some(update) = guest.receive() else { break };
         in_flight -= usize::try_from(update.header.fwd_cnt).unwrap() % (window + 1);
     }
-    assert!(guest.muxer.table.values().all(Entry::has_backlog));
+    assert!(
+        guest
+            .muxer
+            .table
+            .values()
+            .all(|entry| entry.endpoint.has_backlog())
+    );
     guest.send_data(&socket, b"x");
     guest.expect(Operation::Reset);
 }
@@ -426,7 +421,13 @@ fn guest_close_is_confirmed_at_once_and_loses_nothing_to_a_slow_host() {
     let sent = pattern(usize::try_from(BUFFER_BYTES).unwrap());
     guest.send_data(&socket, &sent[..200_000]);
     guest.send_data(&socket, &sent[200_000..]);
-    assert!(guest.muxer.table.values().all(Entry::has_backlog));
+    assert!(
+        guest
+            .muxer
+            .table
+            .values()
+            .all(|entry| entry.endpoint.has_backlog())
+    );
     guest.send(socket.shutdown(Shutdown::BOTH));
     while guest.receive().unwrap().operation() != Operation::Reset {}
     let mut got = Vec::new();
@@ -481,7 +482,7 @@ fn host_close_reaches_the_guest_after_the_last_byte_and_frees_the_stream() {
             .muxer
             .table
             .values()
-            .all(|entry| entry.stream.is_none())
+            .all(|entry| entry.endpoint.stream().is_none())
     );
     guest.send(socket.header(Operation::Reset));
     assert!(guest.muxer.table.is_empty());
@@ -579,9 +580,7 @@ fn other_types_and_addresses_are_refused_and_forged_senders_ignored() {
         ..request
     });
     let mut memory = [0; HEADER_BYTES + 1];
-    let mut payload = Buffers::from(VolatileSlice::from(memory.as_mut_slice()));
-    let header = payload.split_front(HEADER_BYTES).unwrap();
-    guest.muxer.send(&Permit { header, payload }).unwrap();
+    guest.muxer.send(&Permit::of(&mut memory)).unwrap();
     let reset = Header::from_bytes(memory[..HEADER_BYTES].try_into().unwrap());
     assert_eq!((reset.src_cid, reset.dst_cid), (9, CID));
     assert!(guest.host.accepted().is_none());
