@@ -50,7 +50,7 @@ pub(crate) struct Options {
 /// How a line of the log is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// `time="..." level=... msg="..."`
+    /// Words: time="..." level=... msg="..."
     #[default]
     Text,
     /// One JSON object per line

@@ -1,10 +1,13 @@
 //! Is this host's KVM fit? The VMM's probe finds out ([`probe`]); what that means is judged here ([`judge`], pure).
 
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use vmm_api::Probe;
+
+const KVM_DEVICE: &str = "/dev/kvm";
 
 /// What a loop in the guest's kernel must reach. Hardware reaches thousands of millions, a KVM that emulates guest kernels a few.
 const FIT_PER_SECOND: u64 = 200_000_000;
@@ -28,6 +31,21 @@ pub(crate) enum ProbeError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+/// There is no KVM to use.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open {KVM_DEVICE} (husk check says what to do)")]
+pub(crate) struct AccessError(#[source] io::Error);
+
+/// Ok when this user may open the device. Whether it is fit takes a [`probe`].
+pub(crate) fn access() -> Result<(), AccessError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(KVM_DEVICE)
+        .map(drop)
+        .map_err(AccessError)
 }
 
 /// Lets the VMM look at this host's KVM; takes less than a second.
@@ -56,7 +74,7 @@ pub(crate) fn judge(probe: &Probe) -> Result<String, String> {
         return Err(format!("no permission on /dev/kvm ({why}): run as root"));
     }
     if !probe.complete {
-        return Err(format!("present but too old: {why}"));
+        return Err(format!("present but not what husk needs: {why}"));
     }
     let Some(speed) = probe.instructions_per_second else {
         return Err(format!("present but no guest runs: {why}"));

@@ -62,7 +62,7 @@ pub fn line() -> Result<String, serde_json::Error> {
 enum ProbeError {
     #[error("open /dev/kvm")]
     Open(#[source] io::Error),
-    #[error("use kvm")]
+    #[error(transparent)]
     Kvm(#[from] KvmError),
     #[error("make the memory of a guest")]
     Memory(#[from] MemoryError),

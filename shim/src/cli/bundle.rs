@@ -1,12 +1,13 @@
-//! What `run` and `create` look at before anything is started: the bundle, the id, the installed files. So a mistake of the
+//! What `run` and `create` look at before anything is started: the id, the bundle, the installed files, the right to use KVM. So a mistake of the
 //! user's costs no VM and leaves nothing behind.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
 use crate::assets;
 use crate::config::{Config, Options};
+use crate::kvm;
 use crate::spec;
 use crate::state::check_id;
 
@@ -23,7 +24,13 @@ pub(super) struct Bundle {
 pub(super) fn inspect(options: &Options, dir: &Path, id: &str) -> anyhow::Result<Bundle> {
     check_id(id)?;
     let bundle = read(dir, id)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(anyhow!(
+            "husk mounts file systems and makes cgroups: run it as root"
+        ));
+    }
     assets::check(&Config::load(options)?)?;
+    kvm::access()?;
     Ok(bundle)
 }
 
