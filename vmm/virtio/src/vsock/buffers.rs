@@ -170,6 +170,10 @@ fn retry(mut call: impl FnMut() -> Result<usize, VolatileMemoryError>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     /// One piece, without a ring.
@@ -205,5 +209,37 @@ mod tests {
         buffers.copy_from(&[9]);
         assert_eq!(buffers.copy_to(&mut bytes), 2);
         assert_eq!(bytes[..2], [9, 5]);
+    }
+
+    #[test]
+    fn bytes_cross_the_cuts_between_pieces_on_their_way_to_and_from_a_stream() {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut first, mut second) = ([1, 2, 3], [4, 5]);
+        let mut buffers = Buffers::from(&mut first[..]);
+        buffers
+            .pieces
+            .push_back(VolatileSlice::from(&mut second[..]));
+        let again = buffers.read_from(ours.as_fd(), 5).unwrap_err();
+        assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(buffers.write_to(ours.as_fd()).unwrap(), 5);
+        assert_eq!(buffers.len(), 0);
+        let mut bytes = [0; 5];
+        peer.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, [1, 2, 3, 4, 5]);
+
+        let mut buffers = Buffers::from(&mut first[..]);
+        buffers
+            .pieces
+            .push_back(VolatileSlice::from(&mut second[..]));
+        peer.write_all(&[6, 7, 8, 9, 10]).unwrap();
+        assert_eq!(buffers.read_from(ours.as_fd(), 4).unwrap(), 4);
+        drop(peer);
+        let mut rest = [0; 8];
+        let rest = Buffers::from(&mut rest[..]);
+        assert_eq!(rest.read_from(ours.as_fd(), 8).unwrap(), 1);
+        assert_eq!(rest.read_from(ours.as_fd(), 8).unwrap(), 0);
+        buffers.copy_to(&mut bytes);
+        assert_eq!(bytes, [6, 7, 8, 9, 5]);
     }
 }

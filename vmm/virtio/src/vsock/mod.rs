@@ -39,8 +39,8 @@ use worker::{Queues, VsockWorker};
 const DEVICE_ID: u32 = 19;
 const NAME: &str = "vsock";
 /// rx, tx and events. A Linux guest fills rx with 4 KiB buffers, so 128 are twice what one connection may have on its way, and take 512 KiB of
-/// it; it keeps 8 buffers for events.
-const QUEUE_SIZES: &[u16] = &[128, 128, 8];
+/// it; it keeps 8 buffers for events, which is half of the ring.
+const QUEUE_SIZES: &[u16] = &[128, 128, 16];
 
 /// The socket device.
 #[derive(Debug)]
