@@ -1,6 +1,6 @@
 //! The only place where processes are waited for: children, and the orphans that PID 1 inherits.
 
-use rustix::process::{WaitOptions, waitpid};
+use rustix::process::{WaitOptions, wait};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How a process ended.
@@ -33,7 +33,7 @@ impl Reaper {
 
 /// One process that has ended and was not waited for yet.
 pub(crate) fn next() -> Option<Exit> {
-    let (pid, status) = waitpid(None, WaitOptions::NOHANG).ok()??;
+    let (pid, status) = wait(WaitOptions::NOHANG).ok()??;
     let signal = status
         .terminating_signal()
         .map(|signal| signal.saturating_add(128));

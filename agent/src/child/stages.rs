@@ -5,15 +5,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::clone::{self, Side, clone_sibling};
 use super::{Doing, StepError, console, devices, mounts, program, quoted, root, user};
 use crate::cgroup;
 use crate::network;
 use crate::plan::{Container, Entry, IdMap, Namespaces, Plan, Process};
-use crate::report::{self, Failure, Report};
+use crate::report::{self, Failure, FailureKind, Report};
 
 /// Stage 1 in the caller, stage 2 in its clone. Returns in stage 1 only, when stage 2 goes on alone.
 pub(super) fn enter(
@@ -27,10 +29,7 @@ pub(super) fn enter(
     if let Entry::Create(container) = &plan.entry
         && let Some(limits) = &container.limits
     {
-        cgroup::limit(&plan.cgroup, limits).map_err(|error| Failure {
-            kind: report::FailureKind::SetUp,
-            message: format!("cannot set limits: {error}"),
-        })?;
+        limit(&plan.cgroup, limits)?;
     }
     outer_attributes(&plan.process)?;
     let fresh = join(&plan.entry, target.as_ref())?;
@@ -59,6 +58,20 @@ pub(super) fn enter(
             clone::exit(code)
         }
     }
+}
+
+/// Loading a device program raises this process's limit on locked memory, which the container would inherit.
+fn limit(cgroup: &Path, limits: &LinuxResources) -> Result<(), Failure> {
+    let memlock = getrlimit(Resource::Memlock);
+    cgroup::limit(cgroup, limits).map_err(|error| {
+        let message = format!("cannot set limits: {error}");
+        Failure {
+            kind: FailureKind::SetUp,
+            message,
+        }
+    })?;
+    setrlimit(Resource::Memlock, memlock).doing(|| "cannot restore a resource limit".to_owned())?;
+    Ok(())
 }
 
 /// What needs privilege outside the container and is inherited by the clone.
