@@ -273,6 +273,9 @@ impl Sandbox {
 
     /// Writes the record. Its loss would only make a later clean-up poorer, so it does not fail an operation.
     fn save(&self) {
+        if *self.life.borrow() == Life::Gone {
+            return;
+        }
         if let Err(e) = self.state.write(&self.record()) {
             tracing::error!("{:#}", anyhow::Error::from(e));
         }
@@ -282,7 +285,7 @@ impl Sandbox {
             Life::Busy
         };
         self.life.send_if_modified(|now| {
-            let change = *now != Life::Gone && *now != life;
+            let change = *now != life;
             if change {
                 *now = life;
             }

@@ -155,6 +155,8 @@ async fn receive_all(socket: Arc<Polled>, waiting: Waiting, events: mpsc::Sender
         let (length, fd) = match received {
             Ok((0, _)) => break,
             Ok(received) => received,
+            // It ended with a request unread.
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break,
             Err(e) => {
                 tracing::warn!("cannot read from the control socket: {e}");
                 break;
