@@ -1,1 +1,24 @@
-//! x
+//! What the cases stand on: a bundle to run, the runtime that runs it, and the proof that nothing is left of it.
+//!
+//! ```text
+//!   Bundle::busybox() ─ config edited ─► Runtime::run ─► Output { status, stdout, stderr }
+//!                                            └─ on the way out: no process, mount, cgroup, socket or file is left
+//! ```
+//!
+//! The runtime is `$HUSK_TREE/bin/husk`, or runc where `HUSK_RUNTIME=runc`: a case that fails there is a wrong case.
+
+#![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
+
+mod archive;
+mod bundle;
+mod output;
+mod remains;
+mod runtime;
+mod terminal;
+
+pub use archive::initrd_with;
+pub use bundle::Bundle;
+pub use output::Output;
+pub use remains::Remains;
+pub use runtime::{Running, Runtime};
+pub use terminal::Terminal;

@@ -1,0 +1,93 @@
+//! Files and folders of the host in a container, and its root file system made read-only.
+
+use harness::{Bundle, Runtime};
+use serde_json::json;
+
+fn run(bundle: &Bundle) -> harness::Output {
+    Runtime::from_environment().run(bundle)
+}
+
+#[test]
+fn read_only_root_cannot_be_written() {
+    let bundle = Bundle::busybox()
+        .shell("touch /file 2>&1 || echo refused; touch /dev/shm/x && echo shm")
+        .with("/root/readonly", json!(true));
+    let output = run(&bundle);
+    output.assert_prints_part("Read-only file system\nrefused\nshm\n");
+    assert!(!bundle.rootfs().join("file").exists());
+}
+
+#[test]
+fn a_folder_is_shared_both_ways() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::write(host.path().join("given"), "from the host\n").unwrap();
+    let bundle = Bundle::busybox()
+        .shell("cat /data/given; echo from the container >/data/taken")
+        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["rbind", "rw"]}));
+    run(&bundle).assert_prints("from the host\n");
+    let taken = std::fs::read_to_string(host.path().join("taken")).unwrap();
+    assert_eq!(taken, "from the container\n");
+}
+
+#[test]
+fn a_read_only_folder_is_not_written() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::write(host.path().join("given"), "from the host\n").unwrap();
+    let bundle = Bundle::busybox()
+        .shell("cat /data/given; touch /data/new 2>/dev/null || echo refused; rm /data/given 2>/dev/null || echo kept")
+        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["rbind", "ro"]}));
+    run(&bundle).assert_prints("from the host\nrefused\nkept\n");
+    assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_single_file_is_shared() {
+    let host = tempfile::tempdir().unwrap();
+    let file = host.path().join("one");
+    std::fs::write(&file, "before\n").unwrap();
+    std::fs::write(host.path().join("beside"), "not shared\n").unwrap();
+    let bundle = Bundle::busybox()
+        .shell("cat /etc/one; echo after >/etc/one; ls /etc")
+        .mount(
+            json!({"destination": "/etc/one", "type": "bind", "source": file, "options": ["bind"]}),
+        );
+    run(&bundle).assert_prints("before\none\npasswd\n");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "after\n");
+}
+
+#[test]
+fn a_single_file_can_be_read_only() {
+    let host = tempfile::tempdir().unwrap();
+    let file = host.path().join("one");
+    std::fs::write(&file, "kept\n").unwrap();
+    let bundle = Bundle::busybox()
+        .shell("(echo lost >/etc/one) 2>/dev/null || cat /etc/one")
+        .mount(json!({"destination": "/etc/one", "type": "bind", "source": file, "options": ["bind", "ro"]}));
+    run(&bundle).assert_prints("kept\n");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept\n");
+}
+
+#[test]
+fn what_the_host_writes_later_is_seen() {
+    let host = tempfile::tempdir().unwrap();
+    let runtime = Runtime::from_environment();
+    let bundle = Bundle::busybox()
+        .shell("ls /data; echo up; while ! cat /data/late 2>/dev/null; do usleep 10000; done")
+        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["bind"]}));
+    let mut running = runtime.start(&bundle);
+    running.wait_for("up\n");
+    std::fs::write(host.path().join(".new"), "late\n").unwrap();
+    std::fs::rename(host.path().join(".new"), host.path().join("late")).unwrap();
+    running.wait().assert_prints("late\n");
+}
+
+#[test]
+fn options_of_a_bind_mount_hold() {
+    let host = tempfile::tempdir().unwrap();
+    std::fs::copy("/bin/busybox", host.path().join("busybox")).unwrap();
+    let bundle = Bundle::busybox()
+        .shell("/data/busybox true 2>/dev/null || echo refused; grep -c ' /data .*nosuid.*nodev.*noexec' /proc/self/mountinfo")
+        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(),
+                      "options": ["bind", "noexec", "nosuid", "nodev"]}));
+    run(&bundle).assert_prints("refused\n1\n");
+}

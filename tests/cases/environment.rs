@@ -1,0 +1,108 @@
+//! What a process starts with: environment, directory, user, groups, umask, limits.
+
+use harness::{Bundle, Runtime};
+use serde_json::json;
+
+fn run(bundle: &Bundle) -> harness::Output {
+    Runtime::from_environment().run(bundle)
+}
+
+#[test]
+fn variables_are_those_of_the_configuration() {
+    let bundle = Bundle::busybox().args(&["env"]).with(
+        "/process/env",
+        json!(["PATH=/bin", "COLOUR=a green one", "EMPTY="]),
+    );
+    let output = run(&bundle);
+    output.assert_status(0);
+    let text = output.text();
+    let mut lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with("HOME="))
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["COLOUR=a green one", "EMPTY=", "PATH=/bin"]);
+}
+
+#[test]
+fn working_directory() {
+    let bundle = Bundle::busybox()
+        .args(&["pwd"])
+        .with("/process/cwd", json!("/etc"));
+    run(&bundle).assert_prints("/etc\n");
+}
+
+#[test]
+fn working_directory_is_made_when_missing() {
+    let bundle = Bundle::busybox()
+        .args(&["pwd"])
+        .with("/process/cwd", json!("/srv/data"));
+    run(&bundle).assert_prints("/srv/data\n");
+}
+
+#[test]
+fn user_and_groups() {
+    let bundle = Bundle::busybox()
+        .shell("id -u; id -g; id -G; cat /proc/self/status | grep -E '^(Uid|Gid)'")
+        .with(
+            "/process/user",
+            json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 2000]}),
+        );
+    run(&bundle).assert_prints(
+        "1000\n1001\n1001 5 2000\nUid:\t1000\t1000\t1000\t1000\nGid:\t1001\t1001\t1001\t1001\n",
+    );
+}
+
+#[test]
+fn umask() {
+    let bundle = Bundle::busybox()
+        .args(&["sh", "-c", "umask; touch /tmp/f; stat -c %a /tmp/f"])
+        .with("/process/user/umask", json!(0o027));
+    run(&bundle).assert_prints("0027\n640\n");
+}
+
+#[test]
+fn resource_limits() {
+    let bundle = Bundle::busybox().shell("ulimit -S -n; ulimit -H -n").with(
+        "/process/rlimits",
+        json!([{"type": "RLIMIT_NOFILE", "soft": 123, "hard": 456}]),
+    );
+    run(&bundle).assert_prints("123\n456\n");
+}
+
+#[test]
+fn host_name() {
+    let bundle = Bundle::busybox()
+        .args(&["hostname"])
+        .with("/hostname", json!("some-name"));
+    run(&bundle).assert_prints("some-name\n");
+}
+
+#[test]
+fn system_controls() {
+    let bundle = Bundle::busybox()
+        .args(&["cat", "/proc/sys/kernel/msgmax"])
+        .with("/linux/sysctl", json!({"kernel.msgmax": "65536"}));
+    run(&bundle).assert_prints("65536\n");
+}
+
+#[test]
+fn score_for_the_memory_killer() {
+    let bundle = Bundle::busybox()
+        .args(&["cat", "/proc/self/oom_score_adj"])
+        .with("/process/oomScoreAdj", json!(321));
+    run(&bundle).assert_prints("321\n");
+}
+
+#[test]
+fn program_is_looked_for_in_the_path_of_the_configuration() {
+    let bundle = Bundle::busybox()
+        .args(&["mine"])
+        .with("/process/env", json!(["PATH=/opt:/bin"]));
+    let directory = bundle.rootfs().join("opt");
+    std::fs::create_dir(&directory).unwrap();
+    std::os::unix::fs::symlink("/bin/busybox", directory.join("mine")).unwrap();
+    let output = run(&bundle);
+    assert!(output.errors().contains("applet not found"), "{output:?}");
+    output.assert_status(127);
+}

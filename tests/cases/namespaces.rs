@@ -1,0 +1,47 @@
+//! Namespaces of a container, inside its VM.
+
+use harness::{Bundle, Runtime};
+use serde_json::json;
+
+fn run(bundle: &Bundle) -> harness::Output {
+    Runtime::from_environment().run(bundle)
+}
+
+#[test]
+fn its_first_process_is_number_one() {
+    run(&Bundle::busybox().shell("echo $$; ls -d /proc/[0-9]* | wc -l")).assert_prints("1\n3\n");
+}
+
+#[test]
+fn network_has_loopback_only() {
+    run(&Bundle::busybox()
+        .shell("ls /sys/class/net; ping -c 1 -W 2 127.0.0.1 >/dev/null && echo up"))
+    .assert_prints("lo\nup\n");
+}
+
+#[test]
+fn cgroup_root_is_its_own() {
+    let bundle = Bundle::busybox().args(&["cat", "/proc/self/cgroup"]);
+    run(&bundle).assert_prints("0::/\n");
+}
+
+#[test]
+fn users_are_mapped() {
+    let bundle = Bundle::busybox()
+        .shell("id -u; cat /proc/self/uid_map | tr -s ' '; touch /tmp/mine && stat -c %u /tmp/mine")
+        .namespace(json!({"type": "user"}))
+        .with(
+            "/linux/uidMappings",
+            json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]),
+        )
+        .with(
+            "/linux/gidMappings",
+            json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]),
+        );
+    std::os::unix::fs::chown(bundle.rootfs().join("tmp"), Some(100_000), Some(100_000)).unwrap();
+    run(&bundle).assert_prints("0\n 0 100000 65536\n0\n");
+    let owner = std::os::unix::fs::MetadataExt::uid(
+        &std::fs::metadata(bundle.rootfs().join("tmp/mine")).unwrap(),
+    );
+    assert_eq!(owner, 100_000);
+}

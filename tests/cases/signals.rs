@@ -1,0 +1,53 @@
+//! Signals sent to `run` reach the container.
+
+use harness::{Bundle, Remains, Runtime};
+use rustix::process::Signal;
+
+fn passes(signal: Signal, name: &str) {
+    let runtime = Runtime::from_environment();
+    let before = Remains::seen();
+    let script =
+        format!("trap 'echo got {name}; exit 9' {name}; echo up; while :; do sleep 0.1; done");
+    let mut running = runtime.start(&Bundle::busybox().shell(&script));
+    let id = running.id.clone();
+    running.wait_for("up\n");
+    running.signal(signal);
+    let output = running.wait();
+    output.assert_status(9);
+    assert_eq!(output.text(), format!("got {name}\n"));
+    before.assert_nothing_new(&id, &runtime.root());
+}
+
+#[test]
+fn terminate() {
+    passes(Signal::TERM, "TERM");
+}
+
+#[test]
+fn interrupt() {
+    passes(Signal::INT, "INT");
+}
+
+#[test]
+fn user_defined() {
+    passes(Signal::USR1, "USR1");
+}
+
+#[test]
+fn a_killed_command_takes_its_container_with_it() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let runtime = Runtime::from_environment();
+    let before = Remains::seen();
+    let mut running = runtime.start(&Bundle::busybox().shell("echo up; sleep 1000"));
+    let id = running.id.clone();
+    running.wait_for("up\n");
+    running.signal(Signal::KILL);
+    running.wait().assert_status(137);
+    // The supervisor notices, and takes its time to put things away.
+    while runtime.root().join(&id).exists() {
+        std::thread::yield_now();
+    }
+    before.assert_nothing_new(&id, &runtime.root());
+}

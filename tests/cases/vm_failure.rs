@@ -1,0 +1,63 @@
+//! A VM that does not come up, or goes away, is an error that says why.
+
+use std::fs;
+
+use harness::{Bundle, Remains, Runtime, initrd_with};
+
+#[test]
+fn a_kernel_that_panics_shows_its_last_lines() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let initrd = directory.path().join("initrd.cpio");
+    initrd_with(b"not a program", &initrd);
+    let runtime = Runtime::from_environment().configured(&format!("initrd = {initrd:?}\n"));
+    let output = runtime.run(&Bundle::busybox());
+    assert_eq!(output.status, 1, "{output:?}");
+    assert!(output.errors().contains("Kernel panic"), "{output:?}");
+}
+
+#[test]
+fn an_agent_that_never_answers_is_given_up() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let initrd = directory.path().join("initrd.cpio");
+    // The probe as /init sleeps for ever.
+    initrd_with(&fs::read(env!("CARGO_BIN_EXE_probe")).unwrap(), &initrd);
+    let runtime = Runtime::from_environment()
+        .configured(&format!("initrd = {initrd:?}\nagent_timeout_s = 10\n"));
+    let output = runtime.run(&Bundle::busybox());
+    assert_eq!(output.status, 1, "{output:?}");
+    assert!(output.errors().contains("agent"), "{output:?}");
+    assert!(
+        output.errors().contains("asleep"),
+        "the guest's last lines are shown: {output:?}"
+    );
+}
+
+#[test]
+fn a_vm_that_is_killed_ends_its_container_with_137() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let runtime = Runtime::from_environment();
+    let before = Remains::seen();
+    let mut running = runtime.start(&Bundle::busybox().shell("echo up; sleep 1000"));
+    let id = running.id.clone();
+    running.wait_for("up\n");
+    let state = fs::read_to_string(runtime.root().join(&id).join("state.json")).unwrap();
+    let vmm = vmm_pid(&serde_json::from_str(&state).unwrap());
+    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).unwrap();
+    running.wait().assert_status(137);
+    before.assert_nothing_new(&id, &runtime.root());
+}
+
+fn vmm_pid(state: &serde_json::Value) -> rustix::process::Pid {
+    let pid = state["vmm"]["pid"]
+        .as_i64()
+        .unwrap_or_else(|| panic!("a pid in {state}"));
+    rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}
