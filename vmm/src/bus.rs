@@ -5,17 +5,20 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmm_virtio::Transport;
+use vmm_virtio::mmio;
 
+use crate::devices::{SharedTransport, lock};
 use crate::layout::{SERIAL_PORT, SERIAL_PORTS, SLOTS, Slot};
 use crate::log::{Lines, Log};
 use crate::power::{self, Order};
 use crate::serial::Serial;
+use crate::starter::Starter;
 
 /// All devices of a machine.
 #[derive(Debug)]
 pub struct Bus {
-    slots: [Option<Arc<Mutex<Transport>>>; SLOTS],
+    slots: [Option<SharedTransport>; SLOTS],
+    starter: Starter,
     serial: Mutex<Console>,
 }
 
@@ -26,38 +29,47 @@ struct Console {
 }
 
 impl Bus {
-    /// A bus with these devices, the UART writing to `log`.
+    /// A bus with these devices, started and stopped by `starter`, and the UART writing to `log`.
     #[must_use]
-    pub fn new(slots: [Option<Arc<Mutex<Transport>>>; SLOTS], log: Log) -> Self {
+    pub fn new(slots: [Option<SharedTransport>; SLOTS], starter: Starter, log: Log) -> Self {
         let serial = Mutex::new(Console {
             registers: Serial::default(),
             output: Lines::new(log),
         });
-        Self { slots, serial }
+        Self {
+            slots,
+            starter,
+            serial,
+        }
     }
 
     /// A load from device memory.
     pub fn read_memory(&self, address: u64, data: &mut [u8]) {
         match self.transport(address) {
-            Some((mut transport, offset)) => {
-                let _ = (&mut transport, offset);
-            }
+            Some((transport, offset)) => lock(transport).read(offset, data),
             None => data.fill(0xff),
         }
     }
 
     /// A store to device memory.
     pub fn write_memory(&self, address: u64, data: &[u8]) {
-        if let Some((mut transport, offset)) = self.transport(address) {
-            drop((transport, offset, data));
+        let Some((transport, offset)) = self.transport(address) else {
+            return;
+        };
+        if offset != mmio::STATUS {
+            return lock(transport).write(offset, data);
         }
+        // The one register that starts and stops a device.
+        let (transport, data) = (Arc::clone(transport), data.to_vec());
+        self.starter
+            .run(move || lock(&transport).write(offset, &data));
     }
 
     /// An `in` instruction.
     pub fn read_port(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
         if let (Some(register), [byte]) = (serial_register(port), data) {
-            *byte = lock(&self.serial).registers.read(register);
+            *byte = self.serial().registers.read(register);
         }
     }
 
@@ -67,7 +79,7 @@ impl Bus {
         let Some(register) = serial_register(port) else {
             return power::order(port, *byte);
         };
-        let mut serial = lock(&self.serial);
+        let mut serial = self.serial();
         if let Some(sent) = serial.registers.write(register, *byte) {
             // The log never fails: what it cannot write, it drops.
             let _logged = serial.output.push(sent);
@@ -75,10 +87,14 @@ impl Bus {
         None
     }
 
-    fn transport(&self, address: u64) -> Option<(MutexGuard<'_, Transport>, u64)> {
+    fn transport(&self, address: u64) -> Option<(&SharedTransport, u64)> {
         let (slot, offset) = Slot::at(address)?;
-        let transport = self.slots.get(slot as usize)?.as_ref()?;
-        Some((lock(transport), offset))
+        Some((self.slots.get(slot as usize)?.as_ref()?, offset))
+    }
+
+    /// A panic ends the process, so the lock is never seen poisoned.
+    fn serial(&self) -> MutexGuard<'_, Console> {
+        self.serial.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,21 +103,19 @@ fn serial_register(port: u16) -> Option<u16> {
         .filter(|register| *register < SERIAL_PORTS)
 }
 
-/// A panic ends the process, so no lock is ever seen poisoned.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::io::{Read, Seek};
+
+    use vmm_virtio::Confine;
 
     use super::*;
 
     fn bus(file: &File) -> Bus {
         Bus::new(
             [const { None }; SLOTS],
+            Starter::spawn(Confine::none()).unwrap(),
             Log::new(file.try_clone().unwrap().into()).unwrap(),
         )
     }

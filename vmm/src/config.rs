@@ -61,9 +61,26 @@ pub enum ConfigError {
         /// The tag.
         tag: String,
     },
+    /// The file server takes only text for a path.
+    #[error("share.root {}: not utf-8", root.display())]
+    Root {
+        /// The path.
+        root: PathBuf,
+    },
     /// The command line does not come out right.
     #[error("cmdline")]
     Cmdline(#[source] CmdlineError),
+}
+
+/// The shared directory, where the host has it and where the file server sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shared {
+    /// On the host.
+    pub outside: PathBuf,
+    /// From within the jail.
+    pub root: String,
+    /// The name by which the guest mounts it.
+    pub tag: String,
 }
 
 /// A machine that can be built as far as the configuration tells.
@@ -82,7 +99,7 @@ pub struct Plan {
     /// The socket device.
     pub vsock: Vsock,
     /// The shared directory.
-    pub share: Option<Share>,
+    pub share: Option<Shared>,
     /// Confinement.
     pub jail: Jail,
 }
@@ -102,13 +119,12 @@ impl Plan {
         if config.vsock.host_ports.len() > HOST_PORTS_MAX {
             return Err(ConfigError::HostPorts);
         }
-        if let Some(Share { tag, .. }) = &config.share
-            && (tag.is_empty() || tag.len() > TAG_MAX_BYTES)
-        {
-            return Err(ConfigError::Tag { tag: tag.clone() });
-        }
+        let share = config
+            .share
+            .map(|share| shared(share, config.jail))
+            .transpose()?;
         let online = (boot < max).then_some(boot);
-        let slots = slots(config.share.is_some());
+        let slots = slots(share.is_some());
         let cmdline =
             cmdline::compose(&slots, online, &config.cmdline).map_err(ConfigError::Cmdline)?;
         Ok(Self {
@@ -118,7 +134,7 @@ impl Plan {
             initrd: config.initrd,
             cmdline,
             vsock: config.vsock,
-            share: config.share,
+            share,
             jail: config.jail,
         })
     }
@@ -132,6 +148,19 @@ fn check_memory(mib: u32, host_mib: u64) -> Result<(), ConfigError> {
         return Err(ConfigError::MemoryTooLarge { mib, host_mib });
     }
     Ok(())
+}
+
+fn shared(share: Share, jail: Jail) -> Result<Shared, ConfigError> {
+    let Share { root: outside, tag } = share;
+    if tag.is_empty() || tag.len() > TAG_MAX_BYTES {
+        return Err(ConfigError::Tag { tag });
+    }
+    let root = match outside.to_str() {
+        _ if jail.enabled => "/".to_owned(),
+        Some(path) => path.to_owned(),
+        None => return Err(ConfigError::Root { root: outside }),
+    };
+    Ok(Shared { outside, root, tag })
 }
 
 /// The slots that have a device.

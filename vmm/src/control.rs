@@ -18,9 +18,15 @@ use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Requ
 use crate::machine::Machine;
 use crate::vcpu::VcpuError;
 
+/// The name under which the thread confines itself.
+pub const THREAD: &str = "control";
+
 /// Why the machine was ended by an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
+    /// The system call filter could not be set.
+    #[error("confine the control thread")]
+    Confine(#[source] io::Error),
     /// Waiting failed.
     #[error("wait for events")]
     Wait(#[source] io::Error),
@@ -46,6 +52,10 @@ pub enum ControlError {
 
 /// Runs the machine until it ends; returns how it ended.
 pub fn serve(socket: OwnedFd, mut machine: Machine) -> Result<StopReason, ControlError> {
+    machine
+        .confine()
+        .enter(THREAD)
+        .map_err(ControlError::Confine)?;
     machine.timeline().mark("kernel");
     machine.resume();
     let mut control = Control { socket, machine };
@@ -69,15 +79,19 @@ impl Control {
             let mut files = [
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(self.machine.ending().event(), PollFlags::IN),
+                PollFd::new(self.machine.vsock().event(), PollFlags::IN),
             ];
             match poll(&mut files, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(ControlError::Wait(error.into())),
             }
-            let [command, ended] = files.map(|file| !file.revents().is_empty());
+            let [command, ended, accepted] = files.map(|file| !file.revents().is_empty());
             if ended && let Some(how) = self.machine.ending().take() {
                 return how.map_err(ControlError::Vcpu);
+            }
+            if accepted {
+                self.hand_over_accepted()?;
             }
             if command && self.command()? {
                 return Ok(StopReason::Stopped);
@@ -105,8 +119,11 @@ impl Control {
         let running = self.machine.is_running();
         match command {
             Command::Connect { port } => {
-                let _ = (port, file);
-                return Err(refuse("no vsock"));
+                let stream = file.ok_or_else(|| refuse("no stream came with the command"))?;
+                self.machine
+                    .vsock()
+                    .connect(*port, stream)
+                    .map_err(|error| refuse(&error.to_string()))?;
             }
             Command::Pause if !running => return Err(refuse("the machine is paused already")),
             Command::Pause => self.machine.pause(),
@@ -116,6 +133,15 @@ impl Control {
             Command::Stop => {}
         }
         Ok(Reply::Done)
+    }
+
+    /// Gives the supervisor the streams of connections the guest has made.
+    fn hand_over_accepted(&self) -> Result<(), ControlError> {
+        while let Some((port, stream)) = self.machine.vsock().accepted() {
+            let event = Message::Event(Event::Accepted { port });
+            self.send(&event, Some(stream.as_fd()))?;
+        }
+        Ok(())
     }
 
     fn send(&self, message: &Message, file: Option<BorrowedFd<'_>>) -> Result<(), ControlError> {

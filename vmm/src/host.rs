@@ -2,7 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::config::Plan;
 use crate::kvm::{Kvm, KvmError};
@@ -34,7 +37,7 @@ pub struct Host {
     /// The initrd.
     pub initrd: File,
     /// `/proc/self/fd`, through which the file server reopens its own descriptors.
-    pub proc_self_fd: File,
+    pub proc_self_fd: OwnedFd,
 }
 
 impl Host {
@@ -44,7 +47,7 @@ impl Host {
             kvm: Kvm::open(plan.cpus.max).map_err(HostError::Kvm)?,
             kernel: open(plan.kernel.clone())?,
             initrd: open(plan.initrd.clone())?,
-            proc_self_fd: open(PathBuf::from("/proc/self/fd"))?,
+            proc_self_fd: open_path("/proc/self/fd")?,
         })
     }
 }
@@ -58,4 +61,14 @@ pub fn memory_mib() -> u64 {
 
 fn open(path: PathBuf) -> Result<File, HostError> {
     File::open(&path).map_err(|source| HostError::Open { path, source })
+}
+
+/// A descriptor that names a place and gives no access to it.
+fn open_path(path: &str) -> Result<OwnedFd, HostError> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|source| {
+        HostError::Open {
+            path: path.into(),
+            source: source.into(),
+        }
+    })
 }

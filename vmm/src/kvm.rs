@@ -11,9 +11,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_virtio::{Event, GuestMemory};
+use vmm_virtio::{Event, GuestMemory, mmio};
 
-use crate::layout::{IDENTITY_MAP, Slot, TSS, VIRTIO_NOTIFY_OFFSET};
+use crate::layout::{IDENTITY_MAP, Slot, TSS};
 use crate::memory;
 
 /// What a machine cannot do without, and its name for people.
@@ -180,7 +180,7 @@ impl Vm {
 
     /// Signals `kick` whenever the guest writes `queue` to the slot's `QueueNotify`.
     pub fn connect_kick(&self, slot: Slot, queue: u32, kick: &Event) -> Result<(), KvmError> {
-        let address = IoEventAddress::Mmio(slot.address() + VIRTIO_NOTIFY_OFFSET);
+        let address = IoEventAddress::Mmio(slot.address() + mmio::QUEUE_NOTIFY);
         self.vm
             .register_ioevent(&duplicate(kick)?, &address, queue)
             .map_err(call("connect a queue's kick"))

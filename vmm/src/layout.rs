@@ -46,11 +46,9 @@ pub const MMIO_GAP_END: u64 = 0x1_0000_0000;
 /// The first virtio register window.
 pub const VIRTIO_BASE: u64 = 0xd000_0000;
 /// The size of each window, which is their distance too.
-pub const VIRTIO_WINDOW_BYTES: u64 = PAGE_BYTES;
+pub const VIRTIO_WINDOW_BYTES: u64 = vmm_virtio::mmio::WINDOW_BYTES;
 /// The interrupt of the first virtio slot. The lower ones are those of a PC.
 pub const VIRTIO_IRQ_BASE: u32 = 5;
-/// The offset of `QueueNotify` in a window.
-pub const VIRTIO_NOTIFY_OFFSET: u64 = 0x50;
 
 /// The I/O APIC, and where it is for every PC.
 pub const IO_APIC: u32 = 0xfec0_0000;

@@ -12,6 +12,8 @@ pub mod bus;
 pub mod config;
 /// The thread that owns the machine.
 pub mod control;
+/// The virtio devices.
+pub mod devices;
 /// How the machine ended.
 pub mod ending;
 /// Files of the host, opened before the jail.
@@ -44,6 +46,8 @@ pub mod run;
 pub mod seccomp;
 /// Early console.
 pub mod serial;
+/// The thread that starts devices.
+pub mod starter;
 /// VM exit counters.
 pub mod statistics;
 /// Milestones.

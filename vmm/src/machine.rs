@@ -12,18 +12,20 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vmm_api::Stats;
-use vmm_virtio::{Confine, GuestMemory};
+use vmm_virtio::{Confine, GuestMemory, vsock};
 
 use crate::boot;
 use crate::boot::kernel::{self, KernelError};
 use crate::bus::Bus;
 use crate::config::Plan;
+use crate::devices::{Devices, DevicesError, Parts};
 use crate::ending::Ending;
 use crate::host::Host;
 use crate::kvm::{self, Kvm, KvmError, Vm};
-use crate::layout::{SLOTS, ram};
+use crate::layout::ram;
 use crate::log::Log;
 use crate::memory::{self, MemoryError};
+use crate::seccomp;
 use crate::statistics::ExitCounter;
 use crate::timeline::Timeline;
 use crate::vcpu::x86_64::{self, Processor};
@@ -44,6 +46,9 @@ pub enum MachineError {
     /// The initrd.
     #[error("load the initrd")]
     Initrd(#[source] KernelError),
+    /// Devices.
+    #[error("devices")]
+    Devices(#[source] DevicesError),
     /// An eventfd.
     #[error("make an event")]
     Event(#[source] io::Error),
@@ -59,6 +64,8 @@ pub enum MachineError {
 #[derive(Debug)]
 pub struct Machine {
     vcpus: Vec<Vcpu>,
+    devices: Devices,
+    confine: Confine,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
     running: bool,
@@ -76,22 +83,26 @@ impl Machine {
         let vm = host.kvm.create_vm().map_err(MachineError::Kvm)?;
         let memory = memory::allocate(&ram(plan.memory_bytes)).map_err(MachineError::Memory)?;
         vm.set_memory(&memory).map_err(MachineError::Kvm)?;
+        let memory = Arc::new(memory);
         let entry = load(plan, host, &memory)?;
-        let bus = Arc::new(Bus::new([const { None }; SLOTS], log));
+        let confine = seccomp::confine(plan.jail.seccomp);
+        let devices = devices(plan, host, &vm, &memory, &log, &confine)?;
+        let bus = Arc::new(Bus::new(devices.slots(), devices.starter(), log));
         let fds = vcpus(&host.kvm, &vm, plan.cpus.max, entry).map_err(MachineError::Kvm)?;
         timeline.count_exits(exit_counters(&fds));
         kick::install().map_err(MachineError::Signal)?;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
-        let confine = Confine::none();
         let surroundings = Surroundings {
             bus,
             timeline: Arc::clone(&timeline),
             ending: Arc::clone(&ending),
-            confine,
+            confine: confine.clone(),
         };
         let vcpus = spawn(fds, &surroundings).map_err(MachineError::Thread)?;
         Ok(Self {
             vcpus,
+            devices,
+            confine,
             timeline,
             ending,
             running: false,
@@ -101,6 +112,7 @@ impl Machine {
 
     /// Starts devices, then vCPUs.
     pub fn resume(&mut self) {
+        self.devices.resume();
         for vcpu in &self.vcpus {
             vcpu.resume();
         }
@@ -115,6 +127,7 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.wait_paused();
         }
+        self.devices.pause();
         self.running = false;
     }
 
@@ -134,6 +147,18 @@ impl Machine {
         }
     }
 
+    /// The host end of its socket device.
+    #[must_use]
+    pub fn vsock(&self) -> &vsock::Host {
+        self.devices.vsock()
+    }
+
+    /// How its threads confine themselves.
+    #[must_use]
+    pub fn confine(&self) -> &Confine {
+        &self.confine
+    }
+
     /// Its milestones.
     #[must_use]
     pub fn timeline(&self) -> &Timeline {
@@ -145,6 +170,24 @@ impl Machine {
     pub fn ending(&self) -> &Ending {
         &self.ending
     }
+}
+
+fn devices(
+    plan: &Plan,
+    host: &Host,
+    vm: &Vm,
+    memory: &Arc<GuestMemory>,
+    log: &Log,
+    confine: &Confine,
+) -> Result<Devices, MachineError> {
+    let parts = Parts {
+        vm,
+        memory: Arc::clone(memory),
+        log: log.clone(),
+        proc_self_fd: host.proc_self_fd.try_clone(),
+        confine: confine.clone(),
+    };
+    Devices::build(plan, parts).map_err(MachineError::Devices)
 }
 
 /// Fills memory; returns the kernel's entry point.

@@ -102,7 +102,7 @@ pub fn run(arguments: &Run) -> Result<StopReason, RunError> {
     let config = read_config(arguments)?;
     let plan = Plan::new(config, host::memory_mib()).map_err(RunError::Config)?;
     let host = Host::open(&plan).map_err(RunError::Host)?;
-    let root = plan.share.as_ref().map(|share| share.root.as_path());
+    let root = plan.share.as_ref().map(|share| share.outside.as_path());
     jail::enter(plan.jail, root).map_err(RunError::Jail)?;
     timeline.mark("jailed");
     let machine = Machine::build(&plan, &host, log, timeline).map_err(RunError::Machine)?;

@@ -5,11 +5,14 @@ use crate::layout::{CMDLINE_MAX_BYTES, Slot, VIRTIO_WINDOW_BYTES};
 /// The machine's words, each with its reason.
 const WORDS: &[(&str, &str)] = &[
     (
+        "quiet",
+        "every line costs exits; warnings still come; before the early log, to be heeded by it",
+    ),
+    (
         "earlyprintk=ttyS0",
         "a log before there is a console device",
     ),
     ("console=hvc0", "the log from then on"),
-    ("quiet", "every line costs exits; warnings still come"),
     (
         "panic=-1",
         "a panic ends the machine at once instead of spinning",

@@ -1,7 +1,6 @@
 //! The kernel's segments and the initrd: where they go, and placing them there.
 //!
-//! The ELF header is read once into a list of segments ([`parse`], pure); a segment whose file offset and physical address are page-aligned
-//! is then mapped, not copied.
+//! The ELF header is read once into a list of segments ([`parse`], pure), which are then copied to where they are linked to run.
 
 use std::fs::File;
 use std::io;

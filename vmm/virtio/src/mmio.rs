@@ -23,6 +23,8 @@ use crate::{Confine, Device, Event, GuestMemory, Irq, Queue, QueueState, Resourc
 
 /// Bytes of address space a transport takes.
 pub const WINDOW_BYTES: u64 = 0x1000;
+/// The register that brings a device up, and down: writing it starts and stops the device.
+pub const STATUS: u64 = 0x070;
 /// The register a driver kicks; an ioeventfd per queue belongs here, matching the queue's index.
 pub const QUEUE_NOTIFY: u64 = 0x050;
 
@@ -172,7 +174,7 @@ impl Transport {
             0x034 => self.selected_size_max().into(),
             0x044 => self.selected().is_some_and(|queue| queue.ready).into(),
             0x060 => self.irq.status(),
-            0x070 => self.status(),
+            STATUS => self.status(),
             // There is no shared memory region: its length reads as all ones.
             0x0b0..=0x0bc => u32::MAX,
             _ => 0,
@@ -189,7 +191,7 @@ impl Transport {
             0x044 => self.set_ready(value == 1),
             QUEUE_NOTIFY => self.kick(value),
             0x064 => self.irq.acknowledge(value),
-            0x070 => self.set_status(value),
+            STATUS => self.set_status(value),
             _ => {}
         }
     }

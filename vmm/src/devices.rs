@@ -1,0 +1,162 @@
+//! The virtio devices of a machine: each in its slot, behind its transport, connected to KVM.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_virtio::console::Console;
+use vmm_virtio::fs::{Fs, FsConfig, FsConfigError};
+use vmm_virtio::rng::Rng;
+use vmm_virtio::vsock::{self, Vsock};
+use vmm_virtio::{Confine, Device, Event, GuestMemory, Irq, Transport};
+
+use crate::config::Plan;
+use crate::kvm::{KvmError, Vm};
+use crate::layout::{SLOTS, Slot};
+use crate::log::Log;
+use crate::starter::Starter;
+
+/// Why devices could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DevicesError {
+    /// An eventfd.
+    #[error("make an event")]
+    Event(#[source] io::Error),
+    /// KVM.
+    #[error("kvm")]
+    Kvm(#[source] KvmError),
+    /// The file system device.
+    #[error("share")]
+    Fs(#[source] FsConfigError),
+    /// `/proc/self/fd`.
+    #[error("duplicate a descriptor")]
+    Duplicate(#[source] io::Error),
+    /// The thread that starts devices.
+    #[error("start the thread for devices")]
+    Starter(#[source] io::Error),
+}
+
+/// A device behind its transport, as the bus and the machine share it.
+pub type SharedTransport = Arc<Mutex<Transport>>;
+
+/// All virtio devices.
+#[derive(Debug)]
+pub struct Devices {
+    slots: [Option<SharedTransport>; SLOTS],
+    starter: Starter,
+    vsock: vsock::Host,
+}
+
+/// What a device is made with.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// The machine they are connected to.
+    pub vm: &'a Vm,
+    /// Its memory.
+    pub memory: Arc<GuestMemory>,
+    /// Where the guest's log goes.
+    pub log: Log,
+    /// `/proc/self/fd`.
+    pub proc_self_fd: io::Result<std::os::fd::OwnedFd>,
+    /// For their threads.
+    pub confine: Confine,
+}
+
+impl Devices {
+    /// Makes the devices of `plan`, all in reset.
+    pub fn build(plan: &Plan, parts: Parts<'_>) -> Result<Self, DevicesError> {
+        let Parts {
+            vm,
+            memory,
+            log,
+            proc_self_fd,
+            confine,
+        } = parts;
+        let starter = Starter::spawn(confine.clone()).map_err(DevicesError::Starter)?;
+        let mut slots = [const { None }; SLOTS];
+        let mut place = |slot: Slot, device: Box<dyn Device>| {
+            let transport = connect(vm, slot, device, Arc::clone(&memory), confine.clone())?;
+            slots[slot as usize] = Some(Arc::new(Mutex::new(transport)));
+            Ok(())
+        };
+        let (device, vsock) = Vsock::new(plan.vsock.cid, plan.vsock.host_ports.clone())
+            .map_err(DevicesError::Event)?;
+        place(Slot::Vsock, Box::new(device))?;
+        if let Some(share) = &plan.share {
+            let config = FsConfig {
+                tag: share.tag.clone(),
+                root: share.root.clone(),
+                proc_self_fd: proc_self_fd.map_err(DevicesError::Duplicate)?,
+            };
+            place(
+                Slot::Fs,
+                Box::new(Fs::new(config).map_err(DevicesError::Fs)?),
+            )?;
+        }
+        place(Slot::Console, Box::new(Console::new(log)))?;
+        place(Slot::Rng, Box::<Rng>::default())?;
+        Ok(Self {
+            slots,
+            starter,
+            vsock,
+        })
+    }
+
+    /// The devices by slot.
+    #[must_use]
+    pub fn slots(&self) -> [Option<SharedTransport>; SLOTS] {
+        self.slots.clone()
+    }
+
+    /// The thread that starts them.
+    #[must_use]
+    pub fn starter(&self) -> Starter {
+        self.starter.clone()
+    }
+
+    /// The host end of the socket device.
+    #[must_use]
+    pub fn vsock(&self) -> &vsock::Host {
+        &self.vsock
+    }
+
+    /// Stops them all and keeps their state. No vCPU may run.
+    pub fn pause(&self) {
+        self.each(Transport::pause);
+    }
+
+    /// Starts those again that were live when they were paused.
+    pub fn resume(&self) {
+        self.each(Transport::resume);
+    }
+
+    fn each(&self, act: fn(&mut Transport)) {
+        for transport in self.slots.iter().flatten() {
+            let transport = Arc::clone(transport);
+            self.starter.run(move || act(&mut lock(&transport)));
+        }
+    }
+}
+
+/// Locks a transport. A panic ends the process, so none is ever seen poisoned.
+pub fn lock(transport: &Mutex<Transport>) -> MutexGuard<'_, Transport> {
+    transport.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Puts a device behind a transport, and its interrupt and kicks into KVM.
+fn connect(
+    vm: &Vm,
+    slot: Slot,
+    device: Box<dyn Device>,
+    memory: Arc<GuestMemory>,
+    confine: Confine,
+) -> Result<Transport, DevicesError> {
+    let irq = Arc::new(Irq::new(Event::new().map_err(DevicesError::Event)?));
+    vm.connect_interrupt(slot, irq.line())
+        .map_err(DevicesError::Kvm)?;
+    let transport = Transport::new(device, memory, irq, confine).map_err(DevicesError::Event)?;
+    for (queue, kick) in (0u32..).zip(transport.kicks()) {
+        vm.connect_kick(slot, queue, kick)
+            .map_err(DevicesError::Kvm)?;
+    }
+    Ok(transport)
+}
