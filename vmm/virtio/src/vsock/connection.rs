@@ -111,8 +111,20 @@ struct Outbound {
     sent: u32,
     peer_buffer: u32,
     peer_forwarded: u32,
-    /// Credit was asked for and has not come yet.
-    update_requested: bool,
+    /// Whether the guest was asked for credit since it ran out.
+    request: CreditRequest,
+    /// The guest tells of credit unasked, as Linux does, so it need not be asked: it would answer with what little it has just then, and
+    /// the rest of the transfer would go in such small steps.
+    volunteers: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CreditRequest {
+    #[default]
+    No,
+    Sent,
+    /// Without any; the guest will tell when it has some.
+    Answered,
 }
 
 impl Connection {
@@ -164,7 +176,9 @@ impl Connection {
                     self.reset();
                 }
             }
-            (State::Established, Some(Operation::CreditUpdate)) => self.outbound.learn(header),
+            (State::Established, Some(Operation::CreditUpdate)) => {
+                self.outbound.learn_update(header);
+            }
             (State::Established, Some(Operation::CreditRequest)) => {
                 self.outbound.learn(header);
                 self.inbound.update_requested = true;
@@ -225,8 +239,8 @@ impl Connection {
         }
         if readable && self.wants_data() {
             match self.outbound.credit() {
-                0 if self.outbound.update_requested => {}
-                0 => return Some(Outgoing::CreditRequest),
+                0 if self.outbound.must_ask() => return Some(Outgoing::CreditRequest),
+                0 => {}
                 limit => return Some(Outgoing::Data { limit }),
             }
         }
@@ -260,7 +274,7 @@ impl Connection {
                 header.flags = directions.flags();
             }
             Outgoing::Data { .. } => self.outbound.sent = self.outbound.sent.wrapping_add(len),
-            Outgoing::CreditRequest => self.outbound.update_requested = true,
+            Outgoing::CreditRequest => self.outbound.request = CreditRequest::Sent,
             Outgoing::CreditUpdate => {}
         }
         header.buf_alloc = BUFFER_BYTES;
@@ -321,8 +335,22 @@ impl Outbound {
         self.peer_buffer = header.buf_alloc;
         self.peer_forwarded = header.fwd_cnt;
         if self.credit() > 0 {
-            self.update_requested = false;
+            self.request = CreditRequest::No;
         }
+    }
+
+    /// Notes the credit of a packet that is there for nothing else.
+    fn learn_update(&mut self, header: &Header) {
+        if self.request == CreditRequest::Sent {
+            self.request = CreditRequest::Answered;
+        } else {
+            self.volunteers = true;
+        }
+        self.learn(header);
+    }
+
+    fn must_ask(&self) -> bool {
+        self.request == CreditRequest::No && !self.volunteers
     }
 
     /// A guest that claims to have passed on more than it was sent gets nothing.

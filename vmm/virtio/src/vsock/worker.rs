@@ -17,8 +17,9 @@ const EVENTS: u64 = 2;
 const STREAMS: u64 = 3;
 const DIALS: u64 = 4;
 
-/// Packets taken, and packets sent, before the other direction and a request to stop are looked at: two full rings.
-const BATCH_MAX: usize = 256;
+/// Packets taken, and packets sent, before the guest is interrupted and the other direction and a request to stop are looked at. Half a ring: the
+/// guest empties one half while the other is filled.
+const BATCH_MAX: usize = 64;
 /// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` as it is sent: `struct virtio_vsock_event`, section 5.10.6.7.
 const TRANSPORT_RESET: [u8; 4] = 0u32.to_le_bytes();
 

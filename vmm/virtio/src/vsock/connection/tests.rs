@@ -119,13 +119,45 @@ fn an_update_without_credit_is_not_asked_for_again() {
 }
 
 #[test]
+fn a_guest_that_tells_of_credit_unasked_is_not_asked() {
+    let mut connection = Connection::accepted(&Header {
+        buf_alloc: 100,
+        ..packet(Operation::Request)
+    });
+    send(&mut connection, true);
+    let update = |connection: &mut Connection, fwd_cnt| {
+        connection.receive(&Header {
+            buf_alloc: 100,
+            fwd_cnt,
+            ..packet(Operation::CreditUpdate)
+        });
+    };
+    // Asked every time while it does nothing but answer.
+    for forwarded in [100, 110] {
+        assert_eq!(
+            operation(send(&mut connection, true)),
+            Some(Operation::Data)
+        );
+        let asked = send(&mut connection, true);
+        assert_eq!(operation(asked), Some(Operation::CreditRequest));
+        update(&mut connection, forwarded);
+    }
+    update(&mut connection, 150);
+    assert_eq!(
+        operation(send(&mut connection, true)),
+        Some(Operation::Data)
+    );
+    assert_eq!(connection.next(true), None);
+}
+
+#[test]
 fn a_guest_that_claims_to_have_passed_on_what_it_never_got_gets_nothing() {
     let mut connection = established();
     connection.receive(&Header {
         fwd_cnt: 1,
         ..packet(Operation::CreditUpdate)
     });
-    assert_eq!(connection.next(true), Some(Outgoing::CreditRequest));
+    assert_eq!(connection.next(true), None);
 }
 
 #[test]
