@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
 use crate::plan::{self, Entry, IdMap, IdMaps, Namespaces, Plan};
@@ -19,6 +19,9 @@ use crate::sandbox::{Reply, SandboxError};
 use crate::spawn::Spawning;
 use crate::stdio::ChildStdio;
 use crate::streams::Claim;
+
+/// Between two memory events of one container.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A container and its processes.
 #[derive(Debug)]
@@ -34,7 +37,8 @@ pub(crate) struct Container {
     /// By exec id; the first process has the empty one.
     pub(crate) members: HashMap<String, Member>,
     /// Processes killed for memory, as far as they were told.
-    pub(crate) oom_kills: u64,
+    oom_kills: u64,
+    oom_told: Option<Instant>,
     pub(crate) ending: Option<Ending>,
 }
 
@@ -59,18 +63,18 @@ pub(crate) struct Waiting {
     pub(crate) stdio: ChildStdio,
 }
 
+/// A container that is on its way out.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) then: Then,
+    pub(crate) deadline: Instant,
+}
+
 /// Who is told when the container is gone, and what.
 #[derive(Debug)]
-pub(crate) enum Ending {
-    Deleted {
-        reply: Reply<()>,
-        deadline: Instant,
-    },
-    Failed {
-        reply: Option<Reply<u32>>,
-        error: SandboxError,
-        deadline: Instant,
-    },
+pub(crate) enum Then {
+    Deleted(Reply<()>),
+    Failed(Option<Reply<u32>>, SandboxError),
 }
 
 impl Member {
@@ -106,6 +110,7 @@ impl Container {
             pidfd: None,
             members: HashMap::new(),
             oom_kills: 0,
+            oom_told: None,
             ending: None,
         }
     }
@@ -134,12 +139,19 @@ impl Container {
             .any(|member| member.process.is_alive())
     }
 
-    /// Whether the kernel has killed for memory since the last call.
-    pub(crate) fn oom_happened(&mut self) -> bool {
+    /// Whether the kernel has killed for memory and the host does not know. Kills are told one by one at exits, and otherwise not more
+    /// often than every [`OOM_INTERVAL`]: a container can make as many as it likes.
+    pub(crate) fn oom_to_tell(&mut self, now: Instant, at_exit: bool) -> bool {
+        let lately = self
+            .oom_told
+            .is_some_and(|told| now.duration_since(told) < OOM_INTERVAL);
         // Without the memory controller there is no such file, and no such kill.
         let kills = self.cgroup.oom_kills().unwrap_or(0);
-        let happened = kills > self.oom_kills;
+        if kills <= self.oom_kills || (lately && !at_exit) {
+            return false;
+        }
         self.oom_kills = kills;
-        happened
+        self.oom_told = Some(now);
+        true
     }
 }

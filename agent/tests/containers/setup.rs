@@ -213,7 +213,9 @@ async fn devices_are_there_and_others_are_denied() {
     }
     assert!(output.stdout.ends_with("3\n"), "{}", output.stdout);
     assert!(
-        output.stderr.contains("/tmp/kmsg: Operation not permitted"),
+        output
+            .stderr
+            .contains("/tmp/kmsg': Operation not permitted"),
         "{}",
         output.stderr
     );
@@ -236,7 +238,7 @@ async fn limits_are_those_of_the_cgroup() {
     assert_eq!(value("memory.max"), "33554432");
     assert_eq!(value("pids.max"), "11");
     assert_eq!(value("cpu.max"), "50000 100000");
-    assert_eq!(value("cpu.weight"), "39");
+    assert_eq!(value("cpu.weight"), "100");
     agent.start_container("c").await.unwrap();
     let output = agent
         .run_exec("c", &process(&["cat", "/sys/fs/cgroup/pids.max"]))

@@ -1,0 +1,385 @@
+//! The one owner of all containers: requests in, events out.
+//!
+//! Everything that takes time is done by a small task of its own, which brings its result back as [`News`]; this task never waits for
+//! one container while another has something to say. It alone reaps, so that a process id it holds is never another's.
+
+mod control;
+mod create;
+mod end;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use agent_api::agent;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::container::{Container, Member};
+use crate::log::warn;
+use crate::oom::OomWatch;
+use crate::plan::{PlanError, WindowSize};
+use crate::process::State;
+use crate::reaper::Reaper;
+use crate::report::Failure;
+use crate::spawn::{SpawnError, Spawned, Spawning};
+use crate::streams::Streams;
+
+/// Requests that wait for this task. More make the caller wait.
+const REQUESTS_MAX: usize = 64;
+/// How often a cgroup is looked at that is to become empty.
+const ENDING_TICK: Duration = Duration::from_millis(5);
+/// Names become directories.
+const ID_LEN_MAX: usize = 200;
+
+/// Where an answer goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
+
+/// Names a process: container, and exec id, which is empty for the first process.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) container: String,
+    pub(crate) exec: String,
+}
+
+/// What can be asked.
+#[derive(Debug)]
+pub(crate) enum Request {
+    CreateContainer {
+        id: String,
+        spec: Vec<u8>,
+        streams: agent::Streams,
+        size: WindowSize,
+        reply: Reply<u32>,
+    },
+    CreateProcess {
+        key: Key,
+        process: Vec<u8>,
+        streams: agent::Streams,
+        size: WindowSize,
+        reply: Reply<()>,
+    },
+    Start {
+        key: Key,
+        reply: Reply<u32>,
+    },
+    DeleteContainer {
+        id: String,
+        reply: Reply<()>,
+    },
+    DeleteProcess {
+        key: Key,
+        reply: Reply<()>,
+    },
+    Signal {
+        key: Key,
+        signal: u32,
+        all: bool,
+        reply: Reply<()>,
+    },
+    Resize {
+        key: Key,
+        size: WindowSize,
+        reply: Reply<()>,
+    },
+    Pids {
+        id: String,
+        reply: Reply<Vec<u32>>,
+    },
+    Shutdown,
+}
+
+/// Why something asked for was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SandboxError {
+    #[error("no container {0:?}")]
+    NoContainer(String),
+    #[error("no process {exec:?} in container {container:?}")]
+    NoProcess { container: String, exec: String },
+    #[error("{0:?} exists already")]
+    Exists(String),
+    #[error("{0:?} is not a valid id")]
+    Id(String),
+    #[error("{what} is {state}")]
+    State { what: String, state: &'static str },
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("{doing}")]
+    Io {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    #[error("the sandbox is shutting down")]
+    Gone,
+}
+
+impl SandboxError {
+    /// What a child has said, where this is why.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Spawn(SpawnError::Failed(failure)) => Some(failure),
+            _ => None,
+        }
+    }
+}
+
+/// The result of a step that took time.
+#[derive(Debug)]
+enum News {
+    Ready {
+        key: Key,
+        spawning: Spawning,
+        result: Result<Spawned, SpawnError>,
+    },
+    Begun {
+        key: Key,
+        result: Result<(), SpawnError>,
+    },
+}
+
+/// What a sandbox works with.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The cgroup that containers are made in.
+    pub(crate) cgroups: PathBuf,
+    pub(crate) streams: Streams,
+}
+
+/// Asks the sandbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(mpsc::Sender<Request>);
+
+impl Handle {
+    /// Sends a request and waits for the answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, SandboxError> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(request(reply))
+            .await
+            .map_err(|_| SandboxError::Gone)?;
+        answer.await.map_err(|_| SandboxError::Gone)?
+    }
+
+    /// Ends everything. There is no answer.
+    pub(crate) async fn shut_down(&self) {
+        // Gone already is what was asked for.
+        let _ = self.0.send(Request::Shutdown).await;
+    }
+}
+
+/// Events in order. What the host asked for bounds them: one exit per process that it started, and memory events at a bounded rate.
+pub(crate) type Events = mpsc::UnboundedReceiver<agent::Event>;
+
+/// The containers of this machine.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    settings: Settings,
+    containers: HashMap<String, Container>,
+    by_pid: HashMap<i32, Key>,
+    oom: OomWatch,
+    requests: mpsc::Receiver<Request>,
+    news: mpsc::UnboundedReceiver<News>,
+    tell: mpsc::UnboundedSender<News>,
+    events: mpsc::UnboundedSender<agent::Event>,
+}
+
+impl Sandbox {
+    pub(crate) fn new(settings: Settings) -> io::Result<(Self, Handle, Events)> {
+        let (ask, requests) = mpsc::channel(REQUESTS_MAX);
+        let (tell, news) = mpsc::unbounded_channel();
+        let (events, receiver) = mpsc::unbounded_channel();
+        let sandbox = Self {
+            settings,
+            containers: HashMap::new(),
+            by_pid: HashMap::new(),
+            oom: OomWatch::new()?,
+            requests,
+            news,
+            tell,
+            events,
+        };
+        Ok((sandbox, Handle(ask), receiver))
+    }
+
+    /// Serves until it is asked to shut down; then every container's processes have been killed.
+    pub(crate) async fn run(mut self, mut reaper: Reaper) {
+        loop {
+            let ending = self
+                .containers
+                .values()
+                .any(|container| container.ending.is_some());
+            tokio::select! {
+                request = self.requests.recv() => match request {
+                    Some(Request::Shutdown) | None => break,
+                    Some(request) => self.serve(request),
+                },
+                Some(news) = self.news.recv() => self.take(news),
+                () = reaper.ended() => self.reap(),
+                Ok(container) = self.oom.changed() => self.tell_oom(&container, false),
+                () = tokio::time::sleep(ENDING_TICK), if ending => self.finish_endings(),
+            }
+        }
+        for container in self.containers.values() {
+            if let Err(error) = container.cgroup.kill() {
+                warn!("cannot kill a container: {error}");
+            }
+        }
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::CreateContainer {
+                id,
+                spec,
+                streams,
+                size,
+                reply,
+            } => {
+                self.create_container(id, &spec, &streams, size, reply);
+            }
+            Request::CreateProcess {
+                key,
+                process,
+                streams,
+                size,
+                reply,
+            } => {
+                answer(reply, self.create_process(&key, &process, &streams, size));
+            }
+            Request::Start { key, reply } => self.start(&key, reply),
+            Request::DeleteContainer { id, reply } => self.delete_container(&id, reply),
+            Request::DeleteProcess { key, reply } => answer(reply, self.delete_process(&key)),
+            Request::Signal {
+                key,
+                signal,
+                all,
+                reply,
+            } => answer(reply, self.signal(&key, signal, all)),
+            Request::Resize { key, size, reply } => answer(reply, self.resize(&key, size)),
+            Request::Pids { id, reply } => answer(reply, self.pids(&id)),
+            Request::Shutdown => {}
+        }
+    }
+
+    // === events ===
+
+    fn publish_exit(&self, key: &Key, pid: i32, status: u32) {
+        let exit = agent::Exit {
+            container_id: key.container.clone(),
+            exec_id: key.exec.clone(),
+            pid: u32::try_from(pid).unwrap_or(0),
+            status,
+            at_ns: now_ns(),
+            ..agent::Exit::default()
+        };
+        self.publish(agent::event::Kind::Exit(exit));
+    }
+
+    fn tell_oom(&mut self, id: &str, at_exit: bool) {
+        let container = self.containers.get_mut(id);
+        if container.is_some_and(|container| container.oom_to_tell(Instant::now(), at_exit)) {
+            let oom = agent::Oom {
+                container_id: id.to_owned(),
+                ..agent::Oom::default()
+            };
+            self.publish(agent::event::Kind::Oom(oom));
+        }
+    }
+
+    fn publish(&self, kind: agent::event::Kind) {
+        // Nobody listens any more when the machine goes down.
+        let _ = self.events.send(agent::Event {
+            kind: Some(kind),
+            ..agent::Event::default()
+        });
+    }
+
+    // === looking up ===
+
+    fn open(&mut self, id: &str) -> Result<&mut Container, SandboxError> {
+        let container = self
+            .containers
+            .get_mut(id)
+            .ok_or_else(|| SandboxError::NoContainer(id.to_owned()))?;
+        if container.ending.is_some() {
+            return Err(SandboxError::State {
+                what: format!("container {id:?}"),
+                state: "being deleted",
+            });
+        }
+        Ok(container)
+    }
+
+    fn member(&mut self, key: &Key) -> Option<&mut Member> {
+        self.containers
+            .get_mut(&key.container)?
+            .members
+            .get_mut(&key.exec)
+    }
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, SandboxError>) {
+    // Whoever asked may have gone away.
+    let _ = reply.send(result);
+}
+
+fn send(reply: Option<Reply<u32>>, result: Result<i32, SandboxError>) {
+    if let Some(reply) = reply {
+        answer(reply, result.map(|pid| u32::try_from(pid).unwrap_or(0)));
+    }
+}
+
+fn io(doing: &'static str) -> impl Fn(io::Error) -> SandboxError {
+    move |source| SandboxError::Io { doing, source }
+}
+
+fn no_process(key: &Key) -> SandboxError {
+    SandboxError::NoProcess {
+        container: key.container.clone(),
+        exec: key.exec.clone(),
+    }
+}
+
+fn wrong_state(key: &Key, state: State) -> SandboxError {
+    let state = match state {
+        State::Creating => "being created",
+        State::Created => "created",
+        State::Starting | State::StartingEnded(_) => "being started",
+        State::Running => "running",
+        State::Stopped => "stopped",
+    };
+    let what = if key.exec.is_empty() {
+        format!("container {:?}", key.container)
+    } else {
+        format!("process {:?}", key.exec)
+    };
+    SandboxError::State { what, state }
+}
+
+/// An id is one component of a path.
+fn check_id(id: &str) -> Result<(), SandboxError> {
+    let allowed =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '+' | ':' | '@');
+    let fine = !id.is_empty()
+        && id.len() <= ID_LEN_MAX
+        && id.chars().all(allowed)
+        && !matches!(id, "." | "..");
+    if fine && Path::new(id).components().count() == 1 {
+        Ok(())
+    } else {
+        Err(SandboxError::Id(id.to_owned()))
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
