@@ -157,7 +157,8 @@ impl Ends {
     }
 }
 
-fn set_nonblocking(stream: &OwnedFd) -> io::Result<()> {
+/// Reads and writes of `stream` return at once from now on.
+pub(super) fn set_nonblocking(stream: &OwnedFd) -> io::Result<()> {
     let flags = fcntl_getfl(stream)?;
     Ok(fcntl_setfl(stream, flags | OFlags::NONBLOCK)?)
 }

@@ -23,7 +23,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::buffers::{Buffers, Permit};
 use super::connection::Connection;
 use super::endpoint::Endpoint;
-use super::host::Ends;
+use super::host::{Ends, set_nonblocking};
 use super::packet::{HOST_CID, Header, Operation, PORT_ANY, TYPE_STREAM};
 use super::stream::Stream;
 
@@ -195,7 +195,7 @@ impl Muxer {
             SocketFlags::CLOEXEC,
             None,
         )?;
-        rustix::io::ioctl_fionbio(&ours, true)?;
+        set_nonblocking(&ours)?;
         self.insert(key, Connection::accepted(request), ours)?;
         self.ends.arrive(key.host_port, theirs)
     }
