@@ -142,6 +142,11 @@ impl Nodes {
         self.realm(inode).open_options(directory)
     }
 
+    /// Whether `inode`, found in `parent`, is where a rootfs is mounted.
+    pub(super) fn is_rootfs_mount(&self, parent: u64, inode: u64) -> bool {
+        self.realm(parent) == Realm::Container && self.realm(inode) == Realm::Rootfs
+    }
+
     fn is_full(&self) -> bool {
         self.held.len() > self.kept_max
     }
@@ -193,6 +198,15 @@ mod tests {
         let mut nodes = tree(100);
         assert_eq!(nodes.found(6, c"rootfs", 7), Duration::ZERO);
         assert_eq!(nodes.timeout(7), Duration::ZERO);
+    }
+
+    #[test]
+    fn rootfs_is_told_from_volumes_and_from_what_is_in_it() {
+        let nodes = tree(100);
+        assert!(nodes.is_rootfs_mount(2, 3));
+        for (parent, inode) in [(ROOT_ID, 2), (2, 5), (3, 4), (5, 6)] {
+            assert!(!nodes.is_rootfs_mount(parent, inode));
+        }
     }
 
     #[test]

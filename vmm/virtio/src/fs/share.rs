@@ -4,7 +4,9 @@
 //! - a name is checked ([`super::names`]) by each operation that takes one;
 //! - what an operation tells the guest of is entered in the table of inodes, and carries that table's times ([`super::policy`]);
 //! - an offset no file has, which the library would panic at, is refused;
-//! - a guest that cannot tell the mounts below the share apart is refused at INIT: two files with one inode number would be one to it.
+//! - a guest that cannot tell the mounts below the share apart is refused at INIT: two files with one inode number would be one to it;
+//! - a rootfs is not announced as a mount, though it is one: Linux gives announced mounts neither ACLs nor the mark (`SB_NOSEC`) without which
+//!   every write is preceded by a question for `security.capability`. Volumes are, so their inode numbers cannot be taken for the rootfs's.
 //!
 //! An inode is an `O_PATH` descriptor of this process, and so is an open file. File handles instead of descriptors are not used: overlayfs, the
 //! usual rootfs, decodes none, and `open_by_handle_at` wants `CAP_DAC_READ_SEARCH`, with which a VMM taken over by its guest could open any
@@ -20,7 +22,7 @@ use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
     SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
 };
-use virtiofsd::fuse::{Attr, SetattrIn};
+use virtiofsd::fuse::{ATTR_SUBMOUNT, Attr, SetattrIn};
 use virtiofsd::passthrough::{
     CachePolicy, Config, InodeFileHandlesMode, NegotiationMode, PassthroughFs,
 };
@@ -87,6 +89,9 @@ impl Share {
         let mut nodes = self.nodes();
         entry.entry_timeout = nodes.found(parent, name, entry.inode);
         entry.attr_timeout = nodes.timeout(entry.inode);
+        if nodes.is_rootfs_mount(parent, entry.inode) {
+            entry.attr.flags &= !ATTR_SUBMOUNT;
+        }
         entry
     }
 
