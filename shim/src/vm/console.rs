@@ -17,6 +17,9 @@ const CONSOLE_MAX_BYTES: usize = 64 * 1024;
 /// How much of standard error is kept: it is one line.
 const STDERR_MAX_BYTES: usize = 4 * 1024;
 
+/// How much of the console goes to a debugging log too: more than any boot says, less than fills a disk.
+const LOGGED_MAX_BYTES: usize = 1024 * 1024;
+
 /// Bytes taken from a pipe at once.
 const CHUNK_BYTES: usize = 4 * 1024;
 
@@ -31,8 +34,13 @@ impl Console {
         let console = self.clone();
         Ok(tokio::spawn(async move {
             let mut chunk = vec![0; CHUNK_BYTES];
+            let mut logged = 0;
             while let Ok(length @ 1..) = pipe.read(&mut chunk).await {
                 console.push(&chunk[..length]);
+                if logged < LOGGED_MAX_BYTES {
+                    logged += length;
+                    log(&chunk[..length]);
+                }
             }
         }))
     }
@@ -67,6 +75,15 @@ impl Console {
         ring.extend(bytes);
         let excess = ring.len().saturating_sub(CONSOLE_MAX_BYTES);
         ring.drain(..excess);
+    }
+}
+
+/// Passes a chunk on to the log, line by line.
+fn log(chunk: &[u8]) {
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        for line in String::from_utf8_lossy(chunk).lines() {
+            tracing::debug!("console: {}", line.trim_end());
+        }
     }
 }
 
