@@ -12,10 +12,12 @@ pub enum SavedDevice {
     /// As after a reset; also all there is of a device without state.
     #[default]
     Fresh,
-    /// A file system in the middle of a session. Its inodes and open files are descriptors, so it goes on in the same process only.
+    /// A file system in the middle of a session. Inodes and open files are descriptors: the process that has them goes on with them.
     FsSession {
         /// Which pause of the device this is the state of.
         pause: u64,
+        /// The request that begins the session in another process. None when the guest holds files, which another process cannot know.
+        init: Option<Vec<u8>>,
     },
     /// A socket device that was running. Its connections are descriptors: the process that has them goes on with them, another resets them.
     Vsock,

@@ -14,17 +14,17 @@
 //! credentials; a sandbox whose files are slow waits for them either way. A `fsync` delays what comes after it, nothing else in the machine.
 //!
 //! **Life.** A session begins at INIT and ends at DESTROY, at a reset, and with the process. Stopped, a device keeps its session and goes on
-//! with it when it is started again from what [`crate::Device::stop`] returned. In another process only a device without a session starts: inodes and open
-//! files are descriptors of this one. So a machine is made a template before its guest mounts the share.
+//! with it when it is started again from what [`crate::Device::stop`] returned. Inodes and open files are descriptors of this process, so in
+//! another one a session goes on only if the guest has mounted the share and holds nothing of it: that is how a template is made.
 //!
 //! **Ways to fail.** A chain that does not lie in memory, or rings that lie, stop the device (`DEVICE_NEEDS_RESET`). Everything else a guest can
 //! send is answered with an errno; a root that cannot be opened is the errno of INIT. On the host: a mount below the share is busy while the guest holds
 //! inodes of it; unmount it in the guest first, or lazily.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::{io, mem};
 
 use rustix::process::{Resource, getrlimit};
 
@@ -37,6 +37,8 @@ use crate::{Device, GuestMemory, Queue, QueueError, Resources, StartError, Stopp
 mod names;
 /// What a guest may remember.
 mod policy;
+/// A session's INIT, said again to a new server.
+mod replay;
 /// One FUSE message in, one out.
 mod server;
 /// The shared directory.
@@ -101,10 +103,21 @@ pub struct Fs {
     config_space: [u8; CONFIG_BYTES],
     root: Root,
     /// While stopped in the middle of a session: the server, and the number of that stop.
-    paused: Option<(Server, u64)>,
+    paused: Option<(Box<Server>, u64)>,
     /// How often the device was stopped so.
     pauses: u64,
     worker: Option<Worker<FsWorker>>,
+}
+
+/// How far the session is when the worker starts.
+#[derive(Debug)]
+enum Session {
+    /// There is none, and no server.
+    None,
+    /// Another process served it. The guest has done no more than this INIT.
+    Begun(Vec<u8>),
+    /// Served here.
+    Served(Box<Server>),
 }
 
 /// What is shared.
@@ -136,13 +149,19 @@ impl Fs {
         })
     }
 
-    /// The server of the session that `saved` belongs to; none after a reset, which ends any session.
-    fn take_session(&mut self, saved: &SavedDevice) -> Result<Option<Server>, StartError> {
+    /// The session that `saved` belongs to; a reset ends any.
+    fn take_session(&mut self, saved: SavedDevice) -> Result<Session, StartError> {
         match (saved, self.paused.take()) {
-            (SavedDevice::Fresh, _) => Ok(None),
-            (SavedDevice::FsSession { pause }, Some((server, number))) if *pause == number => {
-                Ok(Some(server))
+            (SavedDevice::Fresh, _) => Ok(Session::None),
+            (SavedDevice::FsSession { pause, .. }, Some((server, number))) if pause == number => {
+                Ok(Session::Served(server))
             }
+            (
+                SavedDevice::FsSession {
+                    init: Some(init), ..
+                },
+                None,
+            ) => Ok(Session::Begun(init)),
             (_, paused) => {
                 self.paused = paused;
                 Err(StartError::WrongState)
@@ -165,7 +184,7 @@ impl Device for Fs {
     }
 
     fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
-        let server = self.take_session(&resources.saved)?;
+        let session = self.take_session(mem::take(&mut resources.saved))?;
         let queues = [resources.take_queue(0)?, resources.take_queue(1)?];
         let view =
             View::new(Arc::clone(&resources.memory)).map_err(|error| StartError::Worker {
@@ -177,7 +196,7 @@ impl Device for Fs {
             memory: resources.memory,
             view,
             root: self.root.clone(),
-            server,
+            session,
         };
         self.worker = Some(Worker::spawn(
             THREAD,
@@ -190,11 +209,15 @@ impl Device for Fs {
 
     fn stop(&mut self) -> Option<Stopped> {
         let worker = self.worker.take()?.stop()?;
-        let saved = match worker.server {
-            Some(server) if server.in_session() => {
+        let saved = match worker.session {
+            Session::Served(server) if server.in_session() => {
                 self.pauses += 1;
+                let init = server.init().map(<[u8]>::to_vec);
                 self.paused = Some((server, self.pauses));
-                SavedDevice::FsSession { pause: self.pauses }
+                SavedDevice::FsSession {
+                    pause: self.pauses,
+                    init,
+                }
             }
             _ => SavedDevice::Fresh,
         };
@@ -229,8 +252,8 @@ struct FsWorker {
     memory: Arc<GuestMemory>,
     view: View,
     root: Root,
-    /// None until the thread runs.
-    server: Option<Server>,
+    /// Served once the thread runs.
+    session: Session,
 }
 
 impl Handler for FsWorker {
@@ -238,9 +261,7 @@ impl Handler for FsWorker {
 
     fn register(&mut self, poller: &Poller) -> Result<(), FsError> {
         thread::own_directory_and_umask().map_err(FsError::Thread)?;
-        if self.server.is_none() {
-            self.server = Some(serve(&self.root).map_err(FsError::SetUp)?);
-        }
+        self.session = Session::Served(self.serve().map_err(FsError::SetUp)?);
         for (token, queue) in (0..).zip(&self.queues) {
             poller.add(queue.kick(), token).map_err(FsError::Wait)?;
             // What was offered before is looked at, kicked or not.
@@ -253,7 +274,7 @@ impl Handler for FsWorker {
         let queue = usize::try_from(token)
             .ok()
             .and_then(|index| self.queues.get_mut(index));
-        let (Some(queue), Some(server)) = (queue, &mut self.server) else {
+        let (Some(queue), Session::Served(server)) = (queue, &mut self.session) else {
             return Ok(());
         };
         queue.acknowledge_kick()?;
@@ -275,8 +296,23 @@ impl Handler for FsWorker {
     }
 }
 
+impl FsWorker {
+    /// A server in the state of the session.
+    fn serve(&mut self) -> io::Result<Box<Server>> {
+        match mem::replace(&mut self.session, Session::None) {
+            Session::None => new_server(&self.root).map(Box::new),
+            Session::Begun(init) => {
+                let mut server = Box::new(new_server(&self.root)?);
+                replay::begin_again(&mut server, &init)?;
+                Ok(server)
+            }
+            Session::Served(server) => Ok(server),
+        }
+    }
+}
+
 /// A server with as many descriptors for the guest as the process's limit leaves.
-fn serve(root: &Root) -> io::Result<Server> {
+fn new_server(root: &Root) -> io::Result<Server> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let descriptors = limit
         .saturating_sub(OWN_DESCRIPTORS)

@@ -98,6 +98,11 @@ impl Nodes {
         self.held = HashMap::new();
     }
 
+    /// Whether the guest holds no inode but the root.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
     /// How many inodes the guest holds, the root aside.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {

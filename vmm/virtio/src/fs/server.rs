@@ -14,16 +14,20 @@
 //! answers what the library could not decode with `EINVAL`. The largest message is 1 MiB and a page; the library refuses a longer one.
 
 use std::fmt;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex};
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::fuse::{InHeader, Opcode, OutHeader};
+use virtiofsd::fuse::{InHeader, InitInCompat, InitInExt, Opcode, OutHeader};
 use vm_memory::ByteValued;
 
-use super::share::Share;
+use super::policy::Nodes;
+use super::share::{Share, lock};
 
 const IN_HEADER_BYTES: usize = size_of::<InHeader>();
-const OUT_HEADER_BYTES: usize = size_of::<OutHeader>();
+pub(super) const OUT_HEADER_BYTES: usize = size_of::<OutHeader>();
+/// An INIT with its extension.
+const INIT_BYTES_MAX: usize = IN_HEADER_BYTES + size_of::<InitInCompat>() + size_of::<InitInExt>();
 
 const INIT: u32 = Opcode::Init as u32;
 const DESTROY: u32 = Opcode::Destroy as u32;
@@ -31,20 +35,29 @@ const DESTROY: u32 = Opcode::Destroy as u32;
 /// The FUSE server of one share.
 pub(super) struct Server {
     fuse: virtiofsd::server::Server<Share>,
-    in_session: bool,
+    nodes: Arc<Mutex<Nodes>>,
+    /// The INIT that began the session there is.
+    session: Option<Vec<u8>>,
 }
 
 impl Server {
     pub(super) fn new(share: Share) -> Self {
         Self {
+            nodes: share.nodes(),
             fuse: virtiofsd::server::Server::new(share),
-            in_session: false,
+            session: None,
         }
     }
 
     /// Whether the guest has the share mounted.
     pub(super) fn in_session(&self) -> bool {
-        self.in_session
+        self.session.is_some()
+    }
+
+    /// The request that begins this session in another server: there is one while the guest holds no inode but the root.
+    pub(super) fn init(&self) -> Option<&[u8]> {
+        let unused = lock(&self.nodes).is_empty();
+        self.session.as_deref().filter(|_| unused)
     }
 
     /// Carries out the request in `reader`, writes the answer to `writer`, and returns how many bytes of it are valid. 0 where there is no
@@ -57,18 +70,24 @@ impl Server {
         if answered && writer.available_bytes() < OUT_HEADER_BYTES {
             return 0;
         }
-        match header.opcode {
-            INIT => self.in_session = true,
-            DESTROY => self.in_session = false,
-            _ => {}
-        }
-        match self
+        let init = (header.opcode == INIT).then(|| head_of(&reader));
+        let handled = self
             .fuse
-            .handle_message(reader, writer.clone(), None::<&mut ()>)
-        {
-            Ok(written) => written,
-            Err(_) if answered => refuse(writer, header.unique),
-            Err(_) => 0,
+            .handle_message(reader, writer.clone(), None::<&mut ()>);
+        match (handled, init) {
+            // No error is longer than its header.
+            (Ok(written), Some(init)) => {
+                self.session = init.filter(|_| written > OUT_HEADER_BYTES);
+                written
+            }
+            (Ok(written), None) => {
+                if header.opcode == DESTROY {
+                    self.session = None;
+                }
+                written
+            }
+            (Err(_), _) if answered => refuse(writer, header.unique),
+            (Err(_), _) => 0,
         }
     }
 }
@@ -78,6 +97,14 @@ fn peek(reader: &Reader<'_>) -> Option<InHeader> {
         return None;
     }
     reader.clone().read_obj().ok()
+}
+
+/// A copy of an INIT, whatever follows it left out.
+fn head_of(reader: &Reader<'_>) -> Option<Vec<u8>> {
+    let length = reader.available_bytes().min(INIT_BYTES_MAX);
+    let mut bytes = vec![0; length];
+    reader.clone().read_exact(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 fn is_answered(opcode: u32) -> bool {
@@ -103,7 +130,7 @@ fn refuse(mut writer: Writer<'_>, unique: u64) -> usize {
 impl fmt::Debug for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Server")
-            .field("in_session", &self.in_session)
+            .field("session", &self.session)
             .finish_non_exhaustive()
     }
 }

@@ -15,7 +15,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{
@@ -42,7 +42,12 @@ pub(super) struct Limits {
 /// A directory of the host with the guest's view of it.
 pub(super) struct Share {
     files: PassthroughFs,
-    nodes: Mutex<Nodes>,
+    nodes: Arc<Mutex<Nodes>>,
+}
+
+/// Locks a table of inodes, which has no state between two statements that a panic could tear apart.
+pub(super) fn lock(nodes: &Mutex<Nodes>) -> MutexGuard<'_, Nodes> {
+    nodes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Share {
@@ -76,17 +81,17 @@ impl Share {
         })?;
         Ok(Self {
             files,
-            nodes: Mutex::new(Nodes::new(limits.kept_inodes)),
+            nodes: Arc::new(Mutex::new(Nodes::new(limits.kept_inodes))),
         })
     }
 
-    /// The table has no state between two statements that a panic could tear apart.
-    fn nodes(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The table of the inodes the guest holds.
+    pub(super) fn nodes(&self) -> Arc<Mutex<Nodes>> {
+        Arc::clone(&self.nodes)
     }
 
     fn admit(&self, parent: u64, name: &CStr, mut entry: Entry) -> Entry {
-        let mut nodes = self.nodes();
+        let mut nodes = lock(&self.nodes);
         entry.entry_timeout = nodes.found(parent, name, entry.inode);
         entry.attr_timeout = nodes.timeout(entry.inode);
         if nodes.is_rootfs_mount(parent, entry.inode) {
@@ -96,7 +101,7 @@ impl Share {
     }
 
     fn timed(&self, inode: u64, attr: Attr) -> (Attr, Duration) {
-        (attr, self.nodes().timeout(inode))
+        (attr, lock(&self.nodes).timeout(inode))
     }
 }
 
@@ -128,33 +133,34 @@ impl FileSystem for Share {
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
-        self.nodes().clear();
+        lock(&self.nodes).clear();
         // A symbolic link never changes: a new target is a new inode.
         Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
 
     fn destroy(&self) {
-        self.nodes().clear();
+        lock(&self.nodes).clear();
         self.files.destroy();
     }
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         match self.files.lookup(ctx, parent, names::check(name)?) {
             Ok(entry) => Ok(self.admit(parent, name, entry)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                self.nodes().absent_timeout(parent).map(absent).ok_or(error)
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => lock(&self.nodes)
+                .absent_timeout(parent)
+                .map(absent)
+                .ok_or(error),
             Err(error) => Err(error),
         }
     }
 
     fn forget(&self, ctx: Context, inode: u64, count: u64) {
-        self.nodes().forgotten(inode, count);
+        lock(&self.nodes).forgotten(inode, count);
         self.files.forget(ctx, inode, count);
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(u64, u64)>) {
-        let mut nodes = self.nodes();
+        let mut nodes = lock(&self.nodes);
         for (inode, count) in &requests {
             nodes.forgotten(*inode, *count);
         }
@@ -270,7 +276,10 @@ impl FileSystem for Share {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let (handle, options) = self.files.open(ctx, inode, kill_priv, flags)?;
-        Ok((handle, options | self.nodes().open_options(inode, false)))
+        Ok((
+            handle,
+            options | lock(&self.nodes).open_options(inode, false),
+        ))
     }
 
     fn create(
@@ -289,7 +298,7 @@ impl FileSystem for Share {
             .files
             .create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)?;
         let entry = self.admit(parent, name, entry);
-        let options = options | self.nodes().open_options(entry.inode, false);
+        let options = options | lock(&self.nodes).open_options(entry.inode, false);
         Ok((entry, handle, options))
     }
 
@@ -414,7 +423,10 @@ impl FileSystem for Share {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         let (handle, options) = self.files.opendir(ctx, inode, flags)?;
-        Ok((handle, options | self.nodes().open_options(inode, true)))
+        Ok((
+            handle,
+            options | lock(&self.nodes).open_options(inode, true),
+        ))
     }
 
     fn readdir(

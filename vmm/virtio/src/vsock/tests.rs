@@ -219,7 +219,10 @@ fn the_device_needs_all_its_queues_and_its_own_state() {
         Err(StartError::MissingQueue { index: 0 })
     ));
     assert!(matches!(
-        device.start(resources(SavedDevice::FsSession { pause: 0 })),
+        device.start(resources(SavedDevice::FsSession {
+            pause: 0,
+            init: None
+        })),
         Err(StartError::WrongState)
     ));
     assert!(device.stop().is_none());

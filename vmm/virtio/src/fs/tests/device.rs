@@ -1,5 +1,7 @@
 //! The device: its configuration space, its worker, its sessions.
 
+use std::sync::{Arc, Mutex};
+
 use tempfile::TempDir;
 use virtiofsd::fuse::{ForgetIn, InHeader, Opcode, OutHeader};
 use vm_memory::ByteValued;
@@ -8,7 +10,7 @@ use super::client::{init_body, linux_options, parse, proc_self_fd, with_nul};
 use crate::fs::{Fs, FsConfig};
 use crate::saved::SavedDevice;
 use crate::testing::FakeDriver;
-use crate::{Device, StartError};
+use crate::{Device, Resources, StartError, Stopped, Traits};
 
 const HIPRIO: usize = 0;
 const REQUEST: usize = 1;
@@ -141,11 +143,95 @@ fn reset_ends_the_session() {
 }
 
 #[test]
-fn session_of_another_process_is_refused() {
-    let mut device = device(&TempDir::new().unwrap());
-    assert!(matches!(device.take_session(&SavedDevice::Fresh), Ok(None)));
-    let refused = device.take_session(&SavedDevice::FsSession { pause: 1 });
-    assert!(matches!(refused, Err(StartError::WrongState)));
+fn session_of_a_guest_that_holds_nothing_goes_on_in_another_process() {
+    let saved = saved_after(|_| ());
+    let (mut driver, _directory, _) = moved(saved);
+    assert_eq!(ask(&mut driver, Opcode::Getattr, 1, &[0; 16]), 0);
+    assert_eq!(ask(&mut driver, Opcode::Lookup, 1, &with_nul(b"a")), 0);
+    assert_eq!(open(&mut driver, 2), 0);
+}
+
+#[test]
+fn session_that_went_on_elsewhere_can_be_saved_again() {
+    let (mut driver, _directory, saved) = moved(saved_after(|_| ()));
+    driver.transport.pause();
+    let again = saved.lock().unwrap().take().unwrap();
+    let (mut driver, _directory, _) = moved(again);
+    assert_eq!(ask(&mut driver, Opcode::Getattr, 1, &[0; 16]), 0);
+}
+
+#[test]
+fn session_of_a_guest_that_holds_files_is_refused_by_another_process() {
+    let saved = saved_after(|driver| {
+        assert_eq!(ask(driver, Opcode::Lookup, 1, &with_nul(b"a")), 0);
+    });
+    assert!(matches!(saved, SavedDevice::FsSession { init: None, .. }));
+    let (driver, _directory, _) = moved(saved);
+    driver.wait_needs_reset();
+}
+
+#[test]
+fn saved_request_that_is_none_stops_the_device() {
+    for init in [vec![], vec![0; 104], vec![0xff; 104], vec![0; 5000]] {
+        let init = Some(init);
+        let (driver, _directory, _) = moved(SavedDevice::FsSession { pause: 1, init });
+        driver.wait_needs_reset();
+    }
+}
+
+type Saved = Arc<Mutex<Option<SavedDevice>>>;
+
+/// A device that is started from a state from elsewhere, and shows the one it is stopped in.
+#[derive(Debug)]
+struct Moved {
+    device: Fs,
+    saved: Saved,
+}
+
+impl Device for Moved {
+    fn traits(&self) -> Traits {
+        self.device.traits()
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.device.read_config(offset, data);
+    }
+
+    fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
+        if let Some(saved) = self.saved.lock().unwrap().take() {
+            resources.saved = saved;
+        }
+        self.device.start(resources)
+    }
+
+    fn stop(&mut self) -> Option<Stopped> {
+        let stopped = self.device.stop()?;
+        *self.saved.lock().unwrap() = Some(stopped.saved.clone());
+        Some(stopped)
+    }
+}
+
+/// A driver of a device that begins with `saved`; and the state it is next stopped in.
+fn moved(saved: SavedDevice) -> (FakeDriver, TempDir, Saved) {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("a"), "").unwrap();
+    let saved = Arc::new(Mutex::new(Some(saved)));
+    let device = Moved {
+        device: device(&directory),
+        saved: Arc::clone(&saved),
+    };
+    let mut driver = FakeDriver::new(Box::new(device));
+    driver.bring_up();
+    (driver, directory, saved)
+}
+
+/// The state of a device after INIT and what `then` does.
+fn saved_after(then: impl FnOnce(&mut FakeDriver)) -> SavedDevice {
+    let (mut driver, _directory, saved) = moved(SavedDevice::Fresh);
+    assert_eq!(init(&mut driver), 0);
+    then(&mut driver);
+    driver.transport.pause();
+    saved.lock().unwrap().take().unwrap()
 }
 
 #[test]
