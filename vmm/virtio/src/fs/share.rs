@@ -51,7 +51,7 @@ pub(super) fn lock(nodes: &Mutex<Nodes>) -> MutexGuard<'_, Nodes> {
 }
 
 impl Share {
-    /// Shares `root`, a path as the calling thread sees it. `proc_self_fd` is this process's `/proc/self/fd`. Clears the thread's umask.
+    /// Shares `root`, a path as the calling thread sees it. `proc_self_fd` is this process's `/proc/self/fd`.
     pub(super) fn new(root: &str, proc_self_fd: File, limits: Limits) -> io::Result<Self> {
         let files = PassthroughFs::new(Config {
             root_dir: root.to_owned(),

@@ -5,10 +5,13 @@
 
 use std::io;
 
+use rustix::fs::Mode;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-/// Parts the calling thread from the others.
+/// Parts the calling thread from the others, and clears its umask: modes of new files are the guest's business.
 pub(super) fn own_directory_and_umask() -> io::Result<()> {
     // SAFETY: what makes this call unsafe is `UnshareFlags::FILES`, the table of descriptors, which stays shared.
-    Ok(unsafe { unshare_unsafe(UnshareFlags::FS) }?)
+    unsafe { unshare_unsafe(UnshareFlags::FS) }?;
+    rustix::process::umask(Mode::empty());
+    Ok(())
 }

@@ -1,9 +1,11 @@
 //! The device: its configuration space, its worker, its sessions.
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
-use virtiofsd::fuse::{ForgetIn, InHeader, Opcode, OutHeader};
+use virtiofsd::filesystem::FsOptions;
+use virtiofsd::fuse::{ForgetIn, InHeader, MkdirIn, Opcode, OutHeader};
 use vm_memory::ByteValued;
 
 use super::client::{init_body, linux_options, parse, proc_self_fd, with_nul};
@@ -116,6 +118,26 @@ fn session_goes_on_after_a_pause() {
         driver.transport.pause();
         driver.transport.resume();
         assert_eq!(open(&mut driver, 2), 0);
+    }
+}
+
+#[test]
+fn modes_are_the_guests_before_and_after_a_pause() {
+    let (mut driver, directory) = driver();
+    // Without ACLs the guest applies its umask itself.
+    let options = linux_options() - FsOptions::POSIX_ACL;
+    assert_eq!(ask(&mut driver, Opcode::Init, 0, &init_body(options)), 0);
+    for name in ["before", "after"] {
+        let mode = MkdirIn {
+            mode: 0o777,
+            umask: 0,
+        };
+        let body = [mode.as_slice(), &with_nul(name.as_bytes())].concat();
+        assert_eq!(ask(&mut driver, Opcode::Mkdir, 1, &body), 0);
+        let metadata = std::fs::metadata(directory.path().join(name)).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o777);
+        driver.transport.pause();
+        driver.transport.resume();
     }
 }
 
