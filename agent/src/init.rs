@@ -64,7 +64,12 @@ const MOUNTS: [(&str, &str, MountFlags, &std::ffi::CStr); 9] = [
     ),
     ("/dev/shm", "tmpfs", PLAIN, c"mode=1777"),
     ("/dev/mqueue", "mqueue", PLAIN, c""),
-    (cgroup::MOUNT, "cgroup2", PLAIN, c"memory_recursiveprot"),
+    (
+        cgroup::MOUNT,
+        "cgroup2",
+        PLAIN,
+        c"nsdelegate,memory_recursiveprot",
+    ),
     ("/run", "tmpfs", PLAIN, c"mode=0755"),
     ("/tmp", "tmpfs", PLAIN, c"mode=1777"),
 ];

@@ -67,3 +67,33 @@ fn acknowledged(reply: &[u8]) -> Result<(), Errno> {
         error => Err(Errno::from_raw_os_error(error.saturating_neg())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(kind: u16, error: i32) -> Vec<u8> {
+        let mut reply = vec![0; 36];
+        reply[4..6].copy_from_slice(&kind.to_ne_bytes());
+        reply[16..20].copy_from_slice(&error.to_ne_bytes());
+        reply
+    }
+
+    #[test]
+    fn an_acknowledgement_is_an_error_of_zero() {
+        assert_eq!(acknowledged(&reply(NLMSG_ERROR, 0)), Ok(()));
+        assert_eq!(acknowledged(&reply(NLMSG_ERROR, -1)), Err(Errno::PERM));
+        assert_eq!(acknowledged(&reply(RTM_NEWLINK, 0)), Err(Errno::BADMSG));
+        assert_eq!(acknowledged(&[0; 19]), Err(Errno::BADMSG));
+    }
+
+    #[test]
+    fn the_message_says_its_own_length() {
+        let message = set_up(LOOPBACK_INDEX);
+        assert_eq!(
+            message[..4],
+            u32::try_from(message.len()).unwrap().to_ne_bytes()
+        );
+        assert_eq!(message[20..24], LOOPBACK_INDEX.to_ne_bytes());
+    }
+}

@@ -13,7 +13,7 @@ pub(crate) fn mount_share() -> io::Result<()> {
         SHARE_TAG,
         SHARE_DIR,
         "virtiofs",
-        MountFlags::NODEV,
+        MountFlags::empty(),
         None,
     )?)
 }

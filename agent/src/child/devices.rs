@@ -13,7 +13,7 @@ use rustix::process::umask;
 use super::mounts::{attach, clone_of};
 use super::root::Root;
 use super::{Doing, StepError, quoted};
-use crate::plan::{Container, Device, DeviceKind, Namespaces};
+use crate::plan::{Container, Device, DeviceKind};
 
 const LINKS: [(&str, &str); 5] = [
     ("/proc/self/fd", "/dev/fd"),
@@ -27,11 +27,10 @@ const LINKS: [(&str, &str); 5] = [
 pub(super) fn make(root: &Root, container: &Container) -> Result<(), StepError> {
     let mask = umask(Mode::empty());
     for device in &container.devices {
-        // A user namespace may not make device nodes; it may bind those of the guest.
-        let made = if container.unshare.contains(Namespaces::USER) {
-            bind(root, device)
-        } else {
-            make_node(root, device)
+        let made = match make_node(root, device) {
+            // Neither a user namespace nor every server of files may make device nodes; those of the guest can be bound.
+            Err(Errno::PERM) => bind(root, device),
+            made => made,
         };
         made.doing(|| format!("cannot make device {}", quoted(&device.path)))?;
     }

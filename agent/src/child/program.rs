@@ -209,3 +209,79 @@ fn not_executable(name: &str, why: &str) -> Failure {
         message: format!("exec {name:?}: {why}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A directory with a program, a file that is none, and a directory.
+    fn place() -> tempfile::TempDir {
+        let place = tempfile::tempdir().unwrap();
+        for (name, mode) in [("program", 0o755), ("plain", 0o644)] {
+            let path = place.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        std::fs::create_dir(place.path().join("directory")).unwrap();
+        place
+    }
+
+    #[test]
+    fn a_name_is_looked_for_on_the_search_path() {
+        let place = place();
+        let search = format!("/nowhere:{}", place.path().display());
+        assert_eq!(
+            find("program", &search).unwrap(),
+            place.path().join("program")
+        );
+        let missing = find("missing", &search).unwrap_err();
+        assert_eq!(missing.kind, FailureKind::NotFound);
+        assert_eq!(
+            missing.message,
+            "exec \"missing\": executable file not found in $PATH"
+        );
+        assert_eq!(
+            find("plain", &search).unwrap_err().kind,
+            FailureKind::NotExecutable
+        );
+        assert_eq!(
+            find("directory", &search).unwrap_err().kind,
+            FailureKind::NotFound
+        );
+    }
+
+    #[test]
+    fn a_name_with_a_slash_is_a_path() {
+        let place = place();
+        let path = |name: &str| place.path().join(name).display().to_string();
+        assert_eq!(
+            find(&path("program"), "").unwrap(),
+            place.path().join("program")
+        );
+        assert_eq!(
+            find(&path("missing"), "").unwrap_err().kind,
+            FailureKind::NotFound
+        );
+        assert_eq!(
+            find(&path("plain/x"), "").unwrap_err().kind,
+            FailureKind::NotFound
+        );
+        assert_eq!(
+            find(&path("directory"), "").unwrap_err().kind,
+            FailureKind::NotExecutable
+        );
+    }
+
+    #[test]
+    fn the_last_of_two_variables_counts() {
+        let env = [
+            "PATH=/a".to_owned(),
+            "PATHS=/b".to_owned(),
+            "PATH=/c=d".to_owned(),
+        ];
+        assert_eq!(variable(&env, "PATH"), Some("/c=d"));
+        assert_eq!(variable(&env, "HOME"), None);
+    }
+}

@@ -48,8 +48,8 @@ pub(super) fn enter(
             release(&plan.entry, child, &here)
         }
         Side::Child => {
-            drop((here, cgroup, target));
-            let failure = match become_program(plan, status, &there) {
+            drop((here, cgroup));
+            let failure = match become_program(plan, status, &there, target) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -100,9 +100,10 @@ fn join(entry: &Entry, target: Option<&OwnedFd>) -> Result<Namespaces, StepError
             Ok(container.unshare.without(Namespaces::CGROUP))
         }
         Entry::Join(namespaces) => {
+            // Nobody is moved into a cgroup from inside a cgroup namespace that the cgroup is the root of: stage 2 joins that one.
+            let now = namespaces.without(Namespaces::CGROUP);
             if let Some(target) = target {
-                setns(target, flags(*namespaces))
-                    .doing(|| "cannot join the container".to_owned())?;
+                setns(target, flags(now)).doing(|| "cannot join the container".to_owned())?;
             }
             Ok(Namespaces::default())
         }
@@ -138,6 +139,7 @@ fn become_program(
     plan: &Plan,
     status: BorrowedFd<'_>,
     sync: &OwnedFd,
+    target: Option<OwnedFd>,
 ) -> Result<std::convert::Infallible, Failure> {
     let mut go = [0];
     // The end of the socket means that stage 1 has failed, and has said so.
@@ -147,27 +149,34 @@ fn become_program(
     rustix::process::setsid().doing(|| "cannot begin a session".to_owned())?;
     let process = &plan.process;
     match &plan.entry {
-        Entry::Create(container) => {
-            create(container, &plan.cgroup, process, status)?;
-            let program = program::prepare(process)?;
-            report::send(status, &Report::Ready, None).doing(|| "cannot report".to_owned())?;
-            wait_for_go(status)?;
-            program.run(process)
-        }
-        Entry::Join(namespaces) => {
-            if namespaces.contains(Namespaces::USER) {
-                user::become_root()?;
-            }
-            if process.terminal {
-                let slave = console::open(process, status)?;
-                console::attach(&slave)?;
-            }
-            let program = program::prepare(process)?;
-            report::send(status, &Report::Ready, None).doing(|| "cannot report".to_owned())?;
-            wait_for_go(status)?;
-            program.run(process)
-        }
+        Entry::Create(container) => create(container, &plan.cgroup, process, status)?,
+        Entry::Join(namespaces) => follow(*namespaces, process, status, target)?,
     }
+    let program = program::prepare(process)?;
+    report::send(status, &Report::Ready, None).doing(|| "cannot report".to_owned())?;
+    wait_for_go(status)?;
+    program.run(process)
+}
+
+/// The rest of joining a container.
+fn follow(
+    namespaces: Namespaces,
+    process: &Process,
+    status: BorrowedFd<'_>,
+    target: Option<OwnedFd>,
+) -> Result<(), StepError> {
+    if namespaces.contains(Namespaces::USER) {
+        user::become_root()?;
+    }
+    if let Some(target) = target.filter(|_| namespaces.contains(Namespaces::CGROUP)) {
+        setns(target, flags(Namespaces::CGROUP))
+            .doing(|| "cannot join the container".to_owned())?;
+    }
+    if process.terminal {
+        let slave = console::open(process, status)?;
+        console::attach(&slave)?;
+    }
+    Ok(())
 }
 
 /// Blocks until the agent says so; without the agent there is no reason to go on.
