@@ -14,6 +14,7 @@ pub fn set_processor(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), KvmError> {
     vcpu.set_cpuid2(cpuid).map_err(call("set the cpuid"))?;
     vcpu.set_msrs(&kvm::msrs(&INITIAL_MSRS)?)
         .map_err(call("set the model-specific registers"))?;
+    set_extended_state(vcpu, cpuid)?;
     set_local_apic(vcpu)
 }
 
@@ -75,24 +76,31 @@ fn enter_long_mode(special: &mut kvm_sregs) {
     special.efer |= LONG_MODE_ENABLE | LONG_MODE_ACTIVE;
 }
 
-const IA32_MISC_ENABLE: u32 = 0x1a0;
-const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// What firmware would have set: `rep movs` is fast.
+const INITIAL_MSRS: [kvm_msr_entry; 1] = [kvm_msr_entry {
+    index: 0x1a0, // IA32_MISC_ENABLE
+    reserved: 0,
+    data: 1,
+}];
 
-/// What firmware would have set.
-const INITIAL_MSRS: [kvm_msr_entry; 2] = [
-    // `rep movs` is fast.
-    kvm_msr_entry {
-        index: IA32_MISC_ENABLE,
-        reserved: 0,
-        data: 1,
-    },
-    // MTRRs are on, and all memory is write-back.
-    kvm_msr_entry {
-        index: IA32_MTRR_DEF_TYPE,
-        reserved: 0,
-        data: 1 << 11 | 6,
-    },
-];
+/// Turns on all extended state the guest has. Kernels do so themselves; but a host that is emulated need not notice, and would keep it off.
+fn set_extended_state(vcpu: &VcpuFd, cpuid: &CpuId) -> Result<(), KvmError> {
+    let Some(leaf) = cpuid
+        .as_slice()
+        .iter()
+        .find(|entry| entry.function == 0xd && entry.index == 0)
+    else {
+        return Ok(());
+    };
+    let mut registers = vcpu
+        .get_xcrs()
+        .map_err(call("read the extended control registers"))?;
+    registers.nr_xcrs = 1;
+    registers.xcrs[0].xcr = 0;
+    registers.xcrs[0].value = u64::from(leaf.edx) << 32 | u64::from(leaf.eax);
+    vcpu.set_xcrs(&registers)
+        .map_err(call("set the extended control registers"))
+}
 
 /// The local interrupt pins as firmware leaves them, and as the MP table tells: LINT0 for the PC's interrupt controller, LINT1 for NMI.
 fn set_local_apic(vcpu: &VcpuFd) -> Result<(), KvmError> {
@@ -136,6 +144,7 @@ impl Processor {
         const VMX: u32 = 1 << 5;
         const TSC_DEADLINE: u32 = 1 << 24;
         const HYPERVISOR: u32 = 1 << 31;
+        const MTRR: u32 = 1 << 12;
         const SEVERAL_CORES: u32 = 1 << 28;
         const SVM: u32 = 1 << 2;
         const AMD_COUNTERS: u32 = 1 << 23 | 1 << 24 | 1 << 28;
@@ -148,7 +157,8 @@ impl Processor {
                 // No machines within the machine.
                 entry.ecx &= !VMX;
                 entry.ecx |= HYPERVISOR;
-                entry.edx &= !SEVERAL_CORES;
+                // Memory types come from page tables alone; reading a hundred registers of ranges costs as many exits.
+                entry.edx &= !(MTRR | SEVERAL_CORES);
                 if self.vcpus > 1 {
                     entry.edx |= SEVERAL_CORES;
                 }
