@@ -37,7 +37,7 @@ pub(crate) use control::open as open_control;
 pub(crate) use control::{Arrived, Control, ControlError};
 
 /// Console lines shown with the news that a VM died.
-const LAST_LINES: usize = 12;
+const LAST_LINES: usize = 16;
 
 /// What the kernel prints when it gives up.
 const PANIC_MARK: &str = "Kernel panic";
@@ -119,7 +119,7 @@ impl fmt::Display for VmEnd {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.reason.fmt(out)?;
         if !self.console.is_empty() {
-            write!(out, "; the console's last lines:\n{}", self.console)?;
+            write!(out, "; from its console:\n{}", self.console)?;
         }
         Ok(())
     }
@@ -320,9 +320,11 @@ async fn watch_end(
         tracing::warn!("the console's reader failed: {e}");
     }
     let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.had_oom_kill());
-    let reason = reason_of(status, line, out_of_memory, vm.console.contains(PANIC_MARK));
-    let console = match reason {
-        EndReason::PoweredOff | EndReason::Stopped => String::new(),
+    let panic = vm.console.lines_around(PANIC_MARK, LAST_LINES);
+    let reason = reason_of(status, line, out_of_memory, panic.is_some());
+    let console = match (&reason, panic) {
+        (EndReason::PoweredOff | EndReason::Stopped, _) => String::new(),
+        (EndReason::Panicked, Some(lines)) => lines,
         _ => vm.console.last_lines(LAST_LINES),
     };
     ended.send_replace(Some(Arc::new(VmEnd { reason, console })));

@@ -52,7 +52,7 @@ pub(crate) enum BootError {
     #[error("{0}")]
     Ended(Arc<VmEnd>),
     #[error(
-        "the agent did not answer within {} s; the console's last lines:\n{console}",
+        "the agent did not answer within {} s; from its console:\n{console}",
         after.as_secs()
     )]
     Deadline { after: Duration, console: String },

@@ -45,29 +45,30 @@ impl Console {
         }))
     }
 
-    /// The last `count` lines, unprintable characters replaced.
+    /// The last `count` lines, without control characters.
     pub(crate) fn last_lines(&self, count: usize) -> String {
+        let lines = self.lines();
+        lines[lines.len().saturating_sub(count)..].join("\n")
+    }
+
+    /// The last line that has `mark` in it, with some before and after, `count` in all. None when there is no such line.
+    pub(crate) fn lines_around(&self, mark: &str, count: usize) -> Option<String> {
+        let lines = self.lines();
+        let at = lines.iter().rposition(|line| line.contains(mark))?;
+        let first = at.saturating_sub(count / 2);
+        let last = lines.len().min(first + count);
+        Some(lines[first..last].join("\n"))
+    }
+
+    fn lines(&self) -> Vec<String> {
         let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = ring.iter().copied().collect();
         drop(ring);
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text
+        String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| !line.trim().is_empty())
-            .collect();
-        lines[lines.len().saturating_sub(count)..]
-            .join("\n")
-            .chars()
-            .filter(|c| *c == '\n' || !c.is_control())
+            .map(|line| line.chars().filter(|c| !c.is_control()).collect())
             .collect()
-    }
-
-    /// Whether `text` is somewhere in what is kept.
-    pub(crate) fn contains(&self, text: &str) -> bool {
-        let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        ring.make_contiguous()
-            .windows(text.len())
-            .any(|window| window == text.as_bytes())
     }
 
     fn push(&self, bytes: &[u8]) {
@@ -115,6 +116,7 @@ mod tests {
         let filled = console.fill_from(reader.into()).unwrap();
         let writing = std::thread::spawn(move || {
             let mut writer = writer;
+            writeln!(writer, "early").unwrap();
             for number in 0..20_000 {
                 writeln!(writer, "line {number}").unwrap();
             }
@@ -122,7 +124,7 @@ mod tests {
         filled.await.unwrap();
         writing.join().unwrap();
         assert_eq!(console.last_lines(2), "line 19998\nline 19999");
-        assert!(!console.contains("line 0\n"));
+        assert_eq!(console.lines_around("early", 1), None);
         assert!(console.0.lock().unwrap().len() <= CONSOLE_MAX_BYTES);
     }
 
@@ -131,6 +133,16 @@ mod tests {
         let console = Console::default();
         console.push(b"\x1b[31mred\x07\r\n\n");
         assert_eq!(console.last_lines(5), "[31mred");
+    }
+
+    #[test]
+    fn a_marked_line_is_shown_with_its_neighbours() {
+        let console = Console::default();
+        console.push(b"a\nb\nc panic\nd\ne\nf\n");
+        let around = |count| console.lines_around("panic", count);
+        assert_eq!(around(4).as_deref(), Some("a\nb\nc panic\nd"));
+        assert_eq!(around(100).as_deref(), Some("a\nb\nc panic\nd\ne\nf"));
+        assert_eq!(console.lines_around("oops", 4), None);
     }
 
     #[tokio::test]
