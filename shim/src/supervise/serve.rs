@@ -78,10 +78,10 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
                 id: args.id.clone(),
                 config,
                 state: state.clone(),
-                share,
+                share: share.clone(),
                 this,
             };
-            run(origin, args.owner)
+            run(origin, args.owner).inspect_err(|_| share.leave())
         });
     if result.is_err()
         && let Err(e) = state.remove()
