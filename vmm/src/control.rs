@@ -152,14 +152,12 @@ impl Control {
         if !files.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(&files));
         }
-        sendmsg(
-            &self.socket,
-            &[io::IoSlice::new(&text)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL,
-        )
-        .map_err(|error| ControlError::Send(error.into()))?;
-        Ok(())
+        let slices = [io::IoSlice::new(&text)];
+        match sendmsg(&self.socket, &slices, &mut ancillary, SendFlags::NOSIGNAL) {
+            // A supervisor that is gone: the end of file tells, next.
+            Ok(_) | Err(Errno::PIPE) => Ok(()),
+            Err(error) => Err(ControlError::Send(error.into())),
+        }
     }
 }
 

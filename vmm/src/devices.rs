@@ -1,6 +1,7 @@
 //! The virtio devices of a machine: each in its slot, behind its transport, connected to KVM.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_virtio::console::Console;
@@ -27,9 +28,6 @@ pub enum DevicesError {
     /// The file system device.
     #[error("share")]
     Fs(#[source] FsConfigError),
-    /// `/proc/self/fd`.
-    #[error("duplicate a descriptor")]
-    Duplicate(#[source] io::Error),
     /// The thread that starts devices.
     #[error("start the thread for devices")]
     Starter(#[source] io::Error),
@@ -56,7 +54,7 @@ pub struct Parts<'a> {
     /// Where the guest's log goes.
     pub log: Log,
     /// `/proc/self/fd`.
-    pub proc_self_fd: io::Result<std::os::fd::OwnedFd>,
+    pub proc_self_fd: OwnedFd,
     /// For their threads.
     pub confine: Confine,
 }
@@ -85,7 +83,7 @@ impl Devices {
             let config = FsConfig {
                 tag: share.tag.clone(),
                 root: share.root.clone(),
-                proc_self_fd: proc_self_fd.map_err(DevicesError::Duplicate)?,
+                proc_self_fd,
             };
             place(
                 Slot::Fs,

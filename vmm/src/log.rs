@@ -41,9 +41,9 @@ impl Write for Log {
     }
 }
 
-/// Gathers the bytes of a UART into lines.
+/// Gathers the bytes of a UART into lines. Dropped, it writes what is left.
 #[derive(Debug)]
-pub struct Lines<W> {
+pub struct Lines<W: Write> {
     to: W,
     line: Vec<u8>,
 }
@@ -69,6 +69,13 @@ impl<W: Write> Lines<W> {
     }
 }
 
+impl<W: Write> Drop for Lines<W> {
+    fn drop(&mut self) {
+        // There is nobody left to tell.
+        let _written = self.to.write_all(&self.line);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -77,17 +84,20 @@ mod tests {
 
     #[test]
     fn lines_are_written_whole_and_long_ones_in_parts() {
-        let mut lines = Lines::new(Vec::new());
+        let mut written = Vec::new();
+        let mut lines = Lines::new(&mut written);
         for byte in *b"ab" {
             lines.push(byte).unwrap();
         }
         assert!(lines.to.is_empty());
         lines.push(b'\n').unwrap();
-        assert_eq!(lines.to, b"ab\n");
-        for _ in 0..LINE_MAX_BYTES {
+        assert_eq!(lines.to.as_slice(), b"ab\n");
+        for _ in 0..=LINE_MAX_BYTES {
             lines.push(b'x').unwrap();
         }
         assert_eq!(lines.to.len(), 3 + LINE_MAX_BYTES);
+        drop(lines);
+        assert_eq!(written.len(), 4 + LINE_MAX_BYTES);
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Machine {
     /// Builds the machine, paused before its first instruction.
     pub fn build(
         plan: &Plan,
-        host: &Host,
+        host: Host,
         log: Log,
         timeline: Arc<Timeline>,
     ) -> Result<Self, MachineError> {
@@ -84,11 +84,18 @@ impl Machine {
         let memory = memory::allocate(&ram(plan.memory_bytes)).map_err(MachineError::Memory)?;
         vm.set_memory(&memory).map_err(MachineError::Kvm)?;
         let memory = Arc::new(memory);
-        let entry = load(plan, host, &memory)?;
+        let entry = load(plan, &host, &memory)?;
         let confine = seccomp::confine(plan.jail.seccomp);
-        let devices = devices(plan, host, &vm, &memory, &log, &confine)?;
-        let bus = Arc::new(Bus::new(devices.slots(), devices.starter(), log));
         let fds = vcpus(&host.kvm, &vm, plan.cpus.max, entry).map_err(MachineError::Kvm)?;
+        let parts = Parts {
+            vm: &vm,
+            memory,
+            log: log.clone(),
+            proc_self_fd: host.proc_self_fd,
+            confine: confine.clone(),
+        };
+        let devices = Devices::build(plan, parts).map_err(MachineError::Devices)?;
+        let bus = Arc::new(Bus::new(devices.slots(), devices.starter(), log));
         timeline.count_exits(exit_counters(&fds));
         kick::install().map_err(MachineError::Signal)?;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
@@ -170,24 +177,6 @@ impl Machine {
     pub fn ending(&self) -> &Ending {
         &self.ending
     }
-}
-
-fn devices(
-    plan: &Plan,
-    host: &Host,
-    vm: &Vm,
-    memory: &Arc<GuestMemory>,
-    log: &Log,
-    confine: &Confine,
-) -> Result<Devices, MachineError> {
-    let parts = Parts {
-        vm,
-        memory: Arc::clone(memory),
-        log: log.clone(),
-        proc_self_fd: host.proc_self_fd.try_clone(),
-        confine: confine.clone(),
-    };
-    Devices::build(plan, parts).map_err(MachineError::Devices)
 }
 
 /// Fills memory; returns the kernel's entry point.

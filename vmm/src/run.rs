@@ -105,8 +105,7 @@ pub fn run(arguments: &Run) -> Result<StopReason, RunError> {
     let root = plan.share.as_ref().map(|share| share.outside.as_path());
     jail::enter(plan.jail, root).map_err(RunError::Jail)?;
     timeline.mark("jailed");
-    let machine = Machine::build(&plan, &host, log, timeline).map_err(RunError::Machine)?;
-    drop(host);
+    let machine = Machine::build(&plan, host, log, timeline).map_err(RunError::Machine)?;
     control::serve(control, machine).map_err(RunError::Control)
 }
 
