@@ -303,7 +303,7 @@ impl FsWorker {
             Session::None => new_server(&self.root).map(Box::new),
             Session::Begun(init) => {
                 let mut server = Box::new(new_server(&self.root)?);
-                replay::begin_again(&mut server, &init)?;
+                replay::begin_again(&mut server, &init, self.queues[0].kick())?;
                 Ok(server)
             }
             Session::Served(server) => Ok(server),

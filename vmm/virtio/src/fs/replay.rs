@@ -31,15 +31,15 @@ const PART_BYTES: u32 = 0x400;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 
-/// Says `init` to `server`.
+/// Says `init` to `server`. `event` stands for the kick and the interrupt that nobody waits for, since a confined thread makes no new ones.
 ///
 /// # Errors
 /// The request is too long to be one, or the server refuses it.
-pub(super) fn begin_again(server: &mut Server, init: &[u8]) -> io::Result<()> {
+pub(super) fn begin_again(server: &mut Server, init: &[u8], event: &Event) -> io::Result<()> {
     let memory = Arc::new(lay_out(init)?);
-    let irq = Arc::new(Irq::new(Event::new()?));
-    let mut queue =
-        Queue::new(&STATE, STATE.size, &memory, Event::new()?, irq).map_err(io::Error::other)?;
+    let irq = Arc::new(Irq::new(event.try_clone()?));
+    let mut queue = Queue::new(&STATE, STATE.size, &memory, event.try_clone()?, irq)
+        .map_err(io::Error::other)?;
     let view = View::new(Arc::clone(&memory)).map_err(io::Error::other)?;
     let chain = queue.next(&memory).map_err(io::Error::other)?;
     let chain = chain.ok_or(io::ErrorKind::InvalidData)?;
