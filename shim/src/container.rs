@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Process, ProcessKey};
 use crate::rootfs::ContainerFiles;
-use crate::state::{ContainerRecord, now_ns};
+use crate::spec::HostPart;
+use crate::state::{ContainerRecord, Status, now_ns};
 use crate::stdio::Stdio;
 
 /// Execs one container may have at a time: a bound on what a caller that never deletes them can pile up.
@@ -19,23 +21,21 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<String, Process>,
     /// Once they are mounted.
     pub(crate) files: Option<ContainerFiles>,
+    hooks: Hooks,
     annotations: BTreeMap<String, String>,
     created_ns: u64,
 }
 
 impl Container {
     /// A container that is about to be made.
-    pub(crate) fn new(
-        bundle: PathBuf,
-        stdio: Stdio,
-        annotations: BTreeMap<String, String>,
-    ) -> Self {
+    pub(crate) fn new(bundle: PathBuf, stdio: Stdio, host: &HostPart) -> Self {
         Self {
             bundle,
             init: Process::new(stdio),
             execs: BTreeMap::new(),
             files: None,
-            annotations,
+            hooks: host.hooks.clone(),
+            annotations: host.annotations.clone(),
             created_ns: now_ns(),
         }
     }
@@ -65,6 +65,13 @@ impl Container {
         for process in self.execs.values_mut() {
             process.stop(exit);
         }
+    }
+
+    /// Its hooks, and the state to give them.
+    pub(crate) fn hooks(&self, id: &str, status: Status, pid: i32) -> (Hooks, HookState) {
+        let mut state = HookState::new(id, status, pid, &self.bundle);
+        state.annotations.clone_from(&self.annotations);
+        (self.hooks.clone(), state)
     }
 
     /// What the state file says of it.

@@ -26,6 +26,8 @@ mod agent;
 mod cgroup;
 /// The host's record of one container.
 mod container;
+/// Programs of the host around a container's life.
+mod hooks;
 /// Descriptors the runtime waits for.
 #[expect(
     unsafe_code,

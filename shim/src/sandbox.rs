@@ -23,10 +23,11 @@ use crate::agent::{Agent, AgentError};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::container::Container;
+use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::Share;
 use crate::spec::HostPart;
-use crate::state::{ProcessRef, Record, StateDir, now_ns};
+use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
 use crate::vm::{EndReason, Vm, VmEnd};
 
@@ -245,6 +246,21 @@ impl Sandbox {
             Some(end) => Err(TaskError::VmEnded(end)),
             None => Ok(machine.clone()),
         }
+    }
+
+    /// The hooks of a container, with the state to give them; an exec has none.
+    fn hooks(&self, key: &ProcessKey, status: Status) -> Result<(Hooks, HookState), TaskError> {
+        let container = self.container(&key.container)?;
+        let pid = self.machine()?.vm.process.pid;
+        let (hooks, state) = container.hooks(&key.container, status, pid);
+        Ok((
+            if key.is_init() {
+                hooks
+            } else {
+                Hooks::default()
+            },
+            state,
+        ))
     }
 
     /// The agent's news of an exit.

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use agent_api::SHARE_DIR;
 use oci_spec::runtime::{Mount, Process, Spec};
 
+use crate::hooks::Hooks;
+
 mod refuse;
 mod size;
 
@@ -50,6 +52,8 @@ pub(crate) struct HostPart {
     pub(crate) demand: Demand,
     /// Copied to the record.
     pub(crate) annotations: BTreeMap<String, String>,
+    /// Programs to run here.
+    pub(crate) hooks: Hooks,
 }
 
 /// One bind mount: `source` is offered to the guest as `mounts/<position in the list>`.
@@ -77,6 +81,14 @@ pub(crate) enum SpecError {
     /// A field that must be there.
     #[error("{0} is missing or empty")]
     Missing(&'static str),
+    #[error("the hook {} is not an absolute path", .0.display())]
+    RelativeHook(PathBuf),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("process.cwd {} is not an absolute path", .0.display())]
     RelativeCwd(PathBuf),
     #[error("mount destination {} is not an absolute path", .0.display())]
@@ -100,6 +112,7 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
             .unwrap_or_default()
             .into_iter()
             .collect(),
+        hooks: refuse::hooks(&spec)?,
         ..HostPart::default()
     };
     if let Some(linux) = spec.linux() {
@@ -116,6 +129,7 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
     }
+    spec.set_hooks(None);
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
     }
@@ -148,8 +162,7 @@ fn check(spec: &Spec) -> Result<(), SpecError> {
     refuse::namespaces(linux)?;
     refuse::devices(linux)?;
     refuse::seccomp_notify(linux)?;
-    refuse::host_features(linux)?;
-    refuse::hooks(spec)
+    refuse::host_features(linux)
 }
 
 fn check_process(process: &Process) -> Result<(), SpecError> {

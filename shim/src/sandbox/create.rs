@@ -7,10 +7,11 @@ use containerd_shim_protos::api;
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::container::Container;
+use crate::hooks::{self, HookState};
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, Share};
-use crate::spec::{self, HostPart, Split};
-use crate::state::check_id;
+use crate::spec::{self, HostPart, SpecError, Split};
+use crate::state::{Status, check_id};
 use crate::stdio::{Ids, Outside, ProcessStreams, Stdio};
 
 /// What is asked for.
@@ -29,6 +30,7 @@ pub(super) struct Begun {
     machine: Machine,
     share: Share,
     ids: Ids,
+    hook_state: HookState,
 }
 
 impl Handle {
@@ -59,7 +61,7 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
 
 fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let path = request.bundle.join("config.json");
-    let config = std::fs::read(&path).map_err(|source| TaskError::Config { path, source })?;
+    let config = std::fs::read(&path).map_err(|source| SpecError::Read { path, source })?;
     Ok(spec::split(&config, &request.id)?)
 }
 
@@ -72,7 +74,7 @@ async fn make(
     let files = begun
         .share
         .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
-    match make_in_guest(&begun, &request, split.guest).await {
+    match make_in_guest(&begun, &request, split).await {
         Ok(streams) => Ok((files, streams)),
         Err(e) => {
             files.remove();
@@ -84,14 +86,15 @@ async fn make(
 async fn make_in_guest(
     begun: &Begun,
     request: &CreateRequest,
-    config: Vec<u8>,
+    split: Split,
 ) -> Result<ProcessStreams, TaskError> {
     let outside = Outside::open(&request.stdio).map_err(crate::stdio::StdioError::from)?;
     let agent = begun.machine.agent().await?;
+    hooks::run(&split.host.hooks.create, &begun.hook_state).await?;
     let control = &begun.machine.vm.control;
     let streams = ProcessStreams::open(control, begun.ids, outside).await?;
     match agent
-        .create_container(&request.id, config, begun.ids.into())
+        .create_container(&request.id, split.guest, begun.ids.into())
         .await
     {
         Ok(()) => Ok(streams),
@@ -127,13 +130,16 @@ impl Sandbox {
             self.bundle.clone_from(&bundle);
         }
         let ids = self.stream_ids.take(&stdio);
-        let container = Container::new(bundle, stdio, host.annotations.clone());
+        let container = Container::new(bundle, stdio, host);
+        let pid = machine.vm.process.pid;
+        let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);
         self.containers.insert(key.container.clone(), container);
         self.save();
         Ok(Begun {
             machine,
             share: self.share.clone(),
             ids,
+            hook_state,
         })
     }
 

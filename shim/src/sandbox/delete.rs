@@ -2,7 +2,9 @@
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::agent::AgentError;
+use crate::hooks;
 use crate::process::{Exit, Phase, ProcessKey};
+use crate::state::Status;
 use crate::stdio::ProcessStreams;
 
 /// What is left to say of a deleted process.
@@ -39,13 +41,16 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
         streams.drain().await;
     }
     let result = delete_in_guest(&begun.machine, &key).await;
-    let exit = {
-        let failed = result.is_err().then_some(begun.before);
-        handle
-            .ask(move |sandbox| sandbox.end_delete(&key, failed))
-            .await?
-    };
+    let failed = result.is_err().then_some(begun.before);
+    let (hooks, exit) = handle
+        .ask(move |sandbox| {
+            let hooks = sandbox.hooks(&key, Status::Stopped);
+            (hooks, sandbox.end_delete(&key, failed))
+        })
+        .await?;
     result?;
+    let (hooks, state) = hooks?;
+    hooks::run_anyway(&hooks.poststop, &state).await;
     Ok(Deleted {
         pid: begun.machine.vm.process.pid,
         exit,

@@ -1,13 +1,12 @@
 //! Why an operation on a sandbox failed, and how that is said in ttrpc.
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use ttrpc::Code;
 
 use super::BootError;
 use crate::agent::AgentError;
+use crate::hooks::HookError;
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
@@ -31,12 +30,8 @@ pub(crate) enum TaskError {
         max: usize,
         things: &'static str,
     },
-    #[error("cannot read {}", path.display())]
-    Config {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Hook(#[from] HookError),
     #[error(transparent)]
     Spec(#[from] SpecError),
     #[error(transparent)]
@@ -71,11 +66,9 @@ impl TaskError {
             Self::Agent(AgentError::Refused { code, .. }) => *code,
             Self::Agent(AgentError::TimedOut) => Code::DEADLINE_EXCEEDED,
             Self::VmEnded(_) | Self::Closing => Code::UNAVAILABLE,
-            Self::Config { .. }
-            | Self::Rootfs(_)
-            | Self::Stdio(_)
-            | Self::Boot(_)
-            | Self::Agent(_) => Code::UNKNOWN,
+            Self::Hook(_) | Self::Rootfs(_) | Self::Stdio(_) | Self::Boot(_) | Self::Agent(_) => {
+                Code::UNKNOWN
+            }
         }
     }
 }
@@ -94,10 +87,10 @@ mod tests {
 
     #[test]
     fn errors_cross_the_wire_with_code_and_whole_chain() {
-        let error = TaskError::Config {
+        let error = TaskError::Spec(SpecError::Read {
             path: "/b/config.json".into(),
-            source: io::Error::from(io::ErrorKind::NotFound),
-        };
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        });
         let ttrpc::Error::RpcStatus(status) = ttrpc::Error::from(error) else {
             panic!("not a status");
         };

@@ -1,7 +1,9 @@
 //! Start: the program of a created process is executed.
 
 use super::{Handle, Machine, Sandbox, TaskError};
+use crate::hooks;
 use crate::process::{Phase, ProcessKey};
+use crate::state::Status;
 
 impl Handle {
     /// Starts a created process. Returns the pid to report for it.
@@ -23,10 +25,15 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
         Err(e) => Err(machine.explain(e).await),
     };
     let succeeded = started.is_ok();
-    handle
-        .ask(move |sandbox| sandbox.end_start(&key, succeeded))
-        .await?;
-    started.map(|()| machine.vm.process.pid)
+    let (hooks, state) = handle
+        .ask(move |sandbox| {
+            sandbox.end_start(&key, succeeded);
+            sandbox.hooks(&key, Status::Running)
+        })
+        .await??;
+    started?;
+    hooks::run_anyway(&hooks.poststart, &state).await;
+    Ok(machine.vm.process.pid)
 }
 
 impl Sandbox {

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccompAction, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccompAction, Spec,
 };
 
 use super::SpecError;
+use crate::hooks::{Hook, Hooks};
 
 /// Character devices that the guest's kernel has itself: null, zero, full, random, urandom; tty, console, ptmx; tun, fuse.
 const GUEST_DEVICES: [(i64, i64); 10] = [
@@ -121,24 +122,38 @@ pub(super) fn host_features(linux: &Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-pub(super) fn hooks(spec: &Spec) -> Result<(), SpecError> {
+/// The hooks that run on the host. Those that run inside the container's namespaces cannot: these are the guest's.
+pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
     let Some(hooks) = spec.hooks() else {
-        return Ok(());
+        return Ok(Hooks::default());
     };
-    let kinds: [(&str, &Option<Vec<Hook>>); 6] = [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
+    for (kind, list) in [
         ("createContainer", hooks.create_container()),
         ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ];
-    for (kind, list) in kinds {
+    ] {
         if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(refused(format!("hooks.{kind}"), "hooks are not supported"));
+            return Err(refused(
+                format!("hooks.{kind}"),
+                "it is to run in the container's namespaces, which are the guest's",
+            ));
         }
     }
-    Ok(())
+    let mut create = Hook::all_of(hooks.prestart().as_ref());
+    create.extend(Hook::all_of(hooks.create_runtime().as_ref()));
+    let hooks = Hooks {
+        create,
+        poststart: Hook::all_of(hooks.poststart().as_ref()),
+        poststop: Hook::all_of(hooks.poststop().as_ref()),
+    };
+    let mut all = hooks
+        .create
+        .iter()
+        .chain(&hooks.poststart)
+        .chain(&hooks.poststop);
+    match all.find(|hook| !hook.is_absolute()) {
+        Some(hook) => Err(SpecError::RelativeHook(hook.path().to_owned())),
+        None => Ok(hooks),
+    }
 }
 
 /// Files that a kernel makes are about that kernel: the host's say nothing true about the guest.

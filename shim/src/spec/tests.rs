@@ -169,10 +169,34 @@ fn seccomp_notify_is_refused() {
 }
 
 #[test]
-fn hooks_are_refused_by_kind() {
-    let hooks = json!({"poststop": [{"path": "/bin/true"}]});
-    assert!(refusal("/hooks", hooks).starts_with("hooks.poststop cannot be used"));
-    assert!(split_of(&with("/hooks", json!({"poststop": []}))).is_ok());
+fn hooks_of_the_host_are_the_hosts_and_of_the_container_refused() {
+    let hook = json!([{"path": "/bin/true"}]);
+    let config = with(
+        "/hooks",
+        json!({"prestart": hook, "createRuntime": hook, "poststop": hook}),
+    );
+    assert_eq!(guest_of(&config).get("hooks"), None);
+    let hooks = split_of(&config).unwrap().host.hooks;
+    assert_eq!(
+        (
+            hooks.create.len(),
+            hooks.poststart.len(),
+            hooks.poststop.len()
+        ),
+        (2, 0, 1)
+    );
+    for kind in ["createContainer", "startContainer"] {
+        let error = refusal("/hooks", json!({kind: hook}));
+        assert!(
+            error.starts_with(&format!("hooks.{kind} cannot be used")),
+            "{error}"
+        );
+    }
+    let relative = json!({"poststop": [{"path": "true"}]});
+    assert_eq!(
+        refusal("/hooks", relative),
+        "the hook true is not an absolute path"
+    );
 }
 
 #[test]

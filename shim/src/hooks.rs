@@ -1,0 +1,255 @@
+//! Hooks that run on the host, around the container's life in the guest.
+//!
+//! ```text
+//!   VM is up ─► prestart, createRuntime ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
+//! ```
+//!
+//! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the VMM's. It runs in
+//! the supervisor's mount namespace, where it sees the host's mounts, and mounts of its own are not seen by the host. A hook
+//! that fails before the container is made fails the create; a later one costs a warning, as the OCI specification has it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use oci_spec::runtime as oci;
+use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+use crate::state::Status;
+
+/// The version of the state that hooks are given.
+const STATE_VERSION: &str = "1.2.1";
+
+/// A container's hooks, by when they run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hooks {
+    /// prestart, then createRuntime.
+    pub(crate) create: Vec<Hook>,
+    pub(crate) poststart: Vec<Hook>,
+    pub(crate) poststop: Vec<Hook>,
+}
+
+/// One program to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hook {
+    path: PathBuf,
+    /// With the program's name for itself first, when there are any.
+    args: Vec<String>,
+    /// `NAME=value` each.
+    env: Vec<String>,
+    timeout: Option<Duration>,
+}
+
+/// The container's state, as the OCI runtime specification has it.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HookState {
+    oci_version: &'static str,
+    pub(crate) id: String,
+    pub(crate) status: Status,
+    pub(crate) pid: i32,
+    pub(crate) bundle: PathBuf,
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+/// Why a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HookError {
+    #[error("cannot run the hook {}", path.display())]
+    Run {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the hook {} ended with {status}", path.display())]
+    Failed { path: PathBuf, status: ExitStatus },
+    #[error("the hook {} took longer than {} s", path.display(), after.as_secs())]
+    TimedOut { path: PathBuf, after: Duration },
+}
+
+impl HookState {
+    /// The state of container `id`.
+    pub(crate) fn new(id: &str, status: Status, pid: i32, bundle: &Path) -> Self {
+        Self {
+            oci_version: STATE_VERSION,
+            id: id.to_owned(),
+            status,
+            pid,
+            bundle: bundle.to_owned(),
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+impl Hook {
+    /// Takes over the configuration's hooks of one kind.
+    pub(crate) fn all_of(hooks: Option<&Vec<oci::Hook>>) -> Vec<Self> {
+        let hooks = hooks.map(Vec::as_slice).unwrap_or_default();
+        hooks.iter().map(Self::from).collect()
+    }
+
+    /// Whether the specification's demand is met.
+    pub(crate) fn is_absolute(&self) -> bool {
+        self.path.is_absolute()
+    }
+
+    /// The program.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn run(&self, state: &[u8], bundle: &Path) -> Result<(), HookError> {
+        let ended = self.execute(state, bundle);
+        let status = match self.timeout {
+            None => ended.await,
+            // The program is killed as it is dropped.
+            Some(after) => match tokio::time::timeout(after, ended).await {
+                Ok(status) => status,
+                Err(_) => {
+                    return Err(HookError::TimedOut {
+                        path: self.path.clone(),
+                        after,
+                    });
+                }
+            },
+        };
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(HookError::Failed {
+                path: self.path.clone(),
+                status,
+            }),
+            Err(source) => Err(HookError::Run {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
+    async fn execute(&self, state: &[u8], bundle: &Path) -> io::Result<ExitStatus> {
+        let mut command = Command::new(&self.path);
+        command
+            .env_clear()
+            .envs(self.env.iter().filter_map(|pair| pair.split_once('=')))
+            .current_dir(bundle)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        if let Some((name, args)) = self.args.split_first() {
+            command.arg0(name).args(args);
+        }
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            match stdin.write_all(state).await {
+                // It need not read its state.
+                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
+                _ => {}
+            }
+        }
+        child.wait().await
+    }
+}
+
+impl From<&oci::Hook> for Hook {
+    fn from(hook: &oci::Hook) -> Self {
+        let seconds = hook
+            .timeout()
+            .and_then(|timeout| u64::try_from(timeout).ok());
+        Self {
+            path: hook.path().clone(),
+            args: hook.args().clone().unwrap_or_default(),
+            env: hook.env().clone().unwrap_or_default(),
+            timeout: seconds.map(Duration::from_secs),
+        }
+    }
+}
+
+/// Runs hooks in order, up to the first that fails.
+pub(crate) async fn run(hooks: &[Hook], state: &HookState) -> Result<(), HookError> {
+    for hook in hooks {
+        let json = serde_json::to_vec(state).map_err(|e| HookError::Run {
+            path: hook.path.clone(),
+            source: e.into(),
+        })?;
+        hook.run(&json, &state.bundle).await?;
+    }
+    Ok(())
+}
+
+/// Runs all hooks; one that fails costs a warning.
+pub(crate) async fn run_anyway(hooks: &[Hook], state: &HookState) {
+    for hook in hooks {
+        if let Err(e) = run(std::slice::from_ref(hook), state).await {
+            let error = anyhow::Error::from(e);
+            tracing::warn!("{error:#}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, timeout: Option<Duration>) -> Hook {
+        Hook {
+            path: "/bin/sh".into(),
+            args: ["hook", "-c", script].map(String::from).to_vec(),
+            env: vec!["OUT=out".into()],
+            timeout,
+        }
+    }
+
+    fn state(bundle: &Path) -> HookState {
+        HookState::new("web", Status::Creating, 7, bundle)
+    }
+
+    #[tokio::test]
+    async fn a_hook_gets_state_arguments_and_environment() {
+        let bundle = tempfile::tempdir().unwrap();
+        let hook = shell("cat >$OUT; echo \"$0 $HOME\" >>$OUT", None);
+        run(&[hook], &state(bundle.path())).await.unwrap();
+        let out = std::fs::read_to_string(bundle.path().join("out")).unwrap();
+        let (json, rest) = out.rsplit_once('}').unwrap();
+        let got: serde_json::Value = serde_json::from_str(&format!("{json}}}")).unwrap();
+        assert_eq!(
+            (&got["id"], &got["status"]),
+            (&"web".into(), &"creating".into())
+        );
+        assert_eq!(
+            (&got["pid"], &got["ociVersion"]),
+            (&7.into(), &STATE_VERSION.into())
+        );
+        assert_eq!(rest.trim(), "hook");
+    }
+
+    #[tokio::test]
+    async fn the_first_failure_ends_the_row() {
+        let bundle = tempfile::tempdir().unwrap();
+        let hooks = [shell("exit 3", None), shell("touch out", None)];
+        let error = run(&hooks, &state(bundle.path())).await.unwrap_err();
+        assert!(matches!(error, HookError::Failed { status, .. } if status.code() == Some(3)));
+        assert!(!bundle.path().join("out").exists());
+        run_anyway(&hooks, &state(bundle.path())).await;
+        assert!(bundle.path().join("out").exists());
+    }
+
+    #[tokio::test]
+    async fn a_hook_that_takes_too_long_is_killed() {
+        let bundle = tempfile::tempdir().unwrap();
+        let hook = shell("exec sleep 60", Some(Duration::ZERO));
+        let error = run(&[hook], &state(bundle.path())).await.unwrap_err();
+        assert!(matches!(error, HookError::TimedOut { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_missing_hook_is_named() {
+        let mut hook = shell("", None);
+        hook.path = "/none/hook".into();
+        let error = run(&[hook], &state(Path::new("/"))).await.unwrap_err();
+        assert_eq!(error.to_string(), "cannot run the hook /none/hook");
+    }
+}
