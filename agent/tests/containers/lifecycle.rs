@@ -179,7 +179,11 @@ async fn an_exec_is_inside_the_container() {
     assert_eq!(output.status, 5, "{}", output.stderr);
     let lines: Vec<&str> = output.stdout.lines().collect();
     assert_eq!(lines[..2], ["box", "sleep"]);
-    assert!(lines.contains(&"0::/") && lines.contains(&"home"), "{}", output.stdout);
+    assert!(
+        lines.contains(&"0::/") && lines.contains(&"home"),
+        "{}",
+        output.stdout
+    );
 }
 
 #[tokio::test]
