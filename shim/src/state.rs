@@ -20,6 +20,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
@@ -280,7 +281,11 @@ impl ProcessRef {
         let pid = Pid::from_raw(self.pid)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
         // Compared after the open: the pidfd then cannot be another's.
-        (Self::of(self.pid) == Some(self)).then_some(pidfd)
+        let same = Self::of(self.pid) == Some(self);
+        // Readable when it has exited, also while its parent has not waited for it.
+        let mut exited = [PollFd::new(&pidfd, PollFlags::IN)];
+        let dead = rustix::event::poll(&mut exited, Some(&Timespec::default())) == Ok(1);
+        (same && !dead).then_some(pidfd)
     }
 }
 
@@ -423,5 +428,18 @@ mod tests {
             ..me
         };
         assert!(earlier.open().is_none());
+    }
+
+    #[test]
+    fn a_process_nobody_has_waited_for_is_dead() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id().try_into().unwrap();
+        let process = ProcessRef::of(pid).unwrap();
+        let pid = Pid::from_raw(pid).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        let mut exited = [PollFd::new(&pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut exited, None).unwrap();
+        assert!(process.open().is_none());
+        child.wait().unwrap();
     }
 }

@@ -11,18 +11,14 @@ use std::io::Write as _;
 use std::os::raw::c_int;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use nix::libc::SIGWINCH;
 
 use super::Failure;
 use super::signals::Signals;
-use super::tasks::Task;
+use super::tasks::{Task, TaskError};
 use crate::terminal::Terminal;
-
-/// How long after a failed start its exit status is waited for; the agent sends it right behind the error.
-const FAILED_START: Duration = Duration::from_secs(2);
 
 /// Runs a verb that talks to a supervisor.
 pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -43,12 +39,9 @@ pub(super) async fn attend(
     if let Some(terminal) = terminal {
         resize(task, terminal).await;
     }
-    if let Err(error) = unless_ended(signals, task.start()).await? {
-        return Err(Failure {
-            code: failed_start_code(task).await,
-            error: anyhow!(error).context("cannot start"),
-        });
-    }
+    unless_ended(signals, task.start())
+        .await?
+        .map_err(no_program)?;
     let ended = task.wait();
     tokio::pin!(ended);
     loop {
@@ -97,11 +90,11 @@ pub(super) async fn unless_ended<T>(
     }
 }
 
-/// 127 or 126 when the program was not found or not executable, else our own failure.
-pub(super) async fn failed_start_code(task: &Task) -> ExitCode {
-    match tokio::time::timeout(FAILED_START, task.wait()).await {
-        Ok(Ok(status @ (126 | 127))) => exit_code(status),
-        _ => ExitCode::FAILURE,
+/// The exit status says so when the program was not found (127) or cannot be executed (126).
+pub(super) fn no_program(error: TaskError) -> Failure {
+    Failure {
+        code: error.program_status().map_or(ExitCode::FAILURE, exit_code),
+        error: error.into(),
     }
 }
 

@@ -1,11 +1,27 @@
 //! The command line: what may be said, and which verb answers. One file per verb.
 
-mod bundle;
 mod check;
-mod foreground;
+mod create;
+mod delete;
+mod exec;
+mod kill;
+mod list;
 mod run;
-mod signals;
 mod spec;
+mod start;
+mod state;
+
+/// What `run` and `create` look at before anything is started.
+mod bundle;
+/// A process in the foreground.
+mod foreground;
+/// What is known of a container from disk.
+mod record;
+/// What a dead supervisor left behind.
+mod remains;
+/// The signals to pass on.
+mod signals;
+/// One process, through its supervisor.
 mod tasks;
 
 use std::process::ExitCode;
@@ -16,11 +32,40 @@ use clap::{Parser, Subcommand};
 use crate::config::Options;
 use crate::supervise::{self, ServeArgs};
 
-const EXAMPLES: &str = "\
+/// The help of `husk` itself: verbs by what one wants to do.
+const HELP: &str = "\
+{about}
+
+{usage-heading} {usage}
+
+Run containers:
+  run     Run a container in the foreground and exit with its status
+  exec    Run another command in a running container
+
+Step by step, as an engine does:
+  create  Create a container that waits for its start
+  start   Start a created container
+  kill    Send a signal to a container's first process
+  delete  Remove a stopped container
+
+See what there is:
+  state   Print the state of a container as JSON
+  list    List the containers
+
+Set up:
+  spec    Write a config.json that runs a shell in the bundle's rootfs
+  check   Check that this host can run guests and that everything is installed
+
+Options:
+{options}
+
 Examples:
   husk check                         is this host fit, is everything installed?
   husk spec --bundle web             write web/config.json for web/rootfs
   husk run --bundle web web-1        run it; the exit status is the container's
+  husk exec --tty web-1 sh           a shell beside it
+
+husk COMMAND --help says more about a command.
 ";
 
 /// The version of the OCI runtime specification that configurations are read by.
@@ -36,7 +81,7 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Run OCI containers, each in a KVM microVM of its own
 #[derive(Debug, Parser)]
-#[command(name = "husk", version = VERSION.as_str(), after_help = EXAMPLES, disable_help_subcommand = true)]
+#[command(name = "husk", version = VERSION.as_str(), help_template = HELP, disable_help_subcommand = true)]
 pub(crate) struct CommandLine {
     #[command(flatten)]
     pub(crate) options: Options,
@@ -47,6 +92,13 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
+    Exec(exec::ExecArgs),
+    Create(create::CreateArgs),
+    Start(start::StartArgs),
+    State(state::StateArgs),
+    Kill(kill::KillArgs),
+    Delete(delete::DeleteArgs),
+    List(list::ListArgs),
     Spec(spec::SpecArgs),
     Check(check::CheckArgs),
     /// Be the supervisor of one sandbox
@@ -91,6 +143,13 @@ pub(crate) fn run(command: CommandLine) -> Result<ExitCode, Failure> {
     crate::log::begin(&options)?;
     match command.verb {
         Verb::Run(args) => run::run(&options, &args),
+        Verb::Exec(args) => exec::run(&options, &args),
+        Verb::Create(args) => create::run(&options, &args),
+        Verb::Start(args) => start::run(&options, &args),
+        Verb::State(args) => state::run(&options, &args),
+        Verb::Kill(args) => kill::run(&options, &args),
+        Verb::Delete(args) => delete::run(&options, &args),
+        Verb::List(args) => list::run(&options, &args),
         Verb::Spec(args) => spec::run(&args),
         Verb::Check(args) => check::run(&options, &args),
         Verb::Serve(args) => {
@@ -123,9 +182,12 @@ mod tests {
     }
 
     #[test]
-    fn serve_is_not_in_the_help() {
-        let help = CommandLine::command().render_long_help().to_string();
-        assert!(help.contains("check"), "{help}");
-        assert!(!help.contains("serve"), "{help}");
+    fn help_lists_every_verb_but_the_hidden_one() {
+        let command = CommandLine::command();
+        for verb in command.get_subcommands() {
+            let about = verb.get_about().unwrap();
+            let line = format!("  {:<8}{about}\n", verb.get_name());
+            assert_eq!(HELP.contains(&line), !verb.is_hide_set(), "{line}");
+        }
     }
 }

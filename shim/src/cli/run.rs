@@ -12,14 +12,15 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
-use super::Failure;
 use super::bundle::{self, Bundle};
-use super::foreground::{self, attend, exit_code, unless_ended, write_pid};
+use super::foreground::{self, attend, exit_code, no_program, unless_ended, write_pid};
 use super::signals::Signals;
-use super::tasks::{Streams, Task, TaskError};
+use super::tasks::{Streams, Task};
+use super::{Failure, remains};
 use crate::config::Options;
+use crate::state::{Record, StateDir};
 use crate::supervise::{self, StartArgs};
 use crate::terminal::Terminal;
 
@@ -65,10 +66,23 @@ async fn live(
     let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;
     let task = Task::init(supervisor, &args.id);
     let status = create_and_attend(&task, args, bundle, terminal, &mut signals).await;
-    let removed = remove(&task).await;
-    let status = status?;
+    let vm_end = vm_end(options, &args.id);
+    let removed = remove(&task, options, &args.id).await;
+    let code = exit_code(status?);
     removed.with_context(|| format!("cannot remove {}", args.id))?;
-    Ok(exit_code(status))
+    match vm_end {
+        None => Ok(code),
+        Some(reason) => Err(Failure {
+            code,
+            error: anyhow!("the VM ended: {reason}"),
+        }),
+    }
+}
+
+/// Why the VM ended, if nobody had asked it to. To be read before the record is removed.
+fn vm_end(options: &Options, id: &str) -> Option<String> {
+    let state = StateDir::open(&options.root, id).ok()?;
+    state.read().ok()??.ended
 }
 
 async fn create_and_attend(
@@ -81,15 +95,23 @@ async fn create_and_attend(
     let streams = Streams::own(bundle.terminal);
     let pid = unless_ended(signals, task.create(&bundle.path, streams))
         .await?
-        .with_context(|| format!("cannot create {}", args.id))?;
+        .map_err(no_program)?;
     write_pid(args.pid_file.as_deref(), pid)?;
     attend(task, terminal, signals).await
 }
 
 /// Takes everything down: whatever of the container there still is, then the supervisor.
-async fn remove(task: &Task) -> Result<(), TaskError> {
+async fn remove(task: &Task, options: &Options, id: &str) -> anyhow::Result<()> {
     if let Err(error) = task.delete().await {
         tracing::debug!(%error, "the container was not deleted by itself");
     }
-    task.shutdown().await
+    if let Err(error) = task.shutdown().await {
+        tracing::debug!(%error, "the supervisor did not shut down by itself");
+        let state = StateDir::open(&options.root, id)?;
+        let record = state.read()?;
+        let alive = |record: &Record| record.supervisor.open().is_some();
+        anyhow::ensure!(!record.as_ref().is_some_and(alive), error);
+        remains::remove(&state, record)?;
+    }
+    Ok(())
 }

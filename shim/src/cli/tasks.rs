@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::TaskClient;
+use ttrpc::Code;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
 use crate::supervise::Supervisor;
@@ -16,11 +17,33 @@ const SHORT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TaskError {
     /// It said so; its words are a sentence of their own.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{message}")]
+    Refused {
+        /// What kind of error it is.
+        code: Code,
+        /// Why.
+        message: String,
+    },
     /// There was no answer.
     #[error("the supervisor does not answer")]
     Lost(#[source] ttrpc::Error),
+}
+
+impl TaskError {
+    /// What a shell exits with when a program cannot be executed, if that is why a process was not created or started.
+    pub(super) fn program_status(&self) -> Option<u32> {
+        match self {
+            Self::Refused {
+                code: Code::NOT_FOUND,
+                ..
+            } => Some(127),
+            Self::Refused {
+                code: Code::PERMISSION_DENIED,
+                ..
+            } => Some(126),
+            _ => None,
+        }
+    }
 }
 
 /// A process's streams, as the supervisor is to find them.
@@ -186,7 +209,10 @@ fn unhurried() -> Context {
 
 fn task_error(error: ttrpc::Error) -> TaskError {
     match error {
-        ttrpc::Error::RpcStatus(status) => TaskError::Refused(status.message),
+        ttrpc::Error::RpcStatus(status) => TaskError::Refused {
+            code: status.code(),
+            message: status.message,
+        },
         error => TaskError::Lost(error),
     }
 }

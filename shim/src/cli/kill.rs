@@ -1,0 +1,75 @@
+//! `husk kill`: a signal to a container's init process, or to all its processes.
+
+use std::process::ExitCode;
+use std::str::FromStr as _;
+
+use anyhow::Context as _;
+use nix::sys::signal::Signal;
+
+use super::Failure;
+use super::foreground::block_on;
+use super::tasks::Task;
+use crate::config::Options;
+use crate::supervise;
+
+/// The highest signal number of Linux.
+const SIGNAL_MAX: u32 = 64;
+
+/// Send a signal to a container's first process
+#[derive(Debug, clap::Args)]
+pub(super) struct KillArgs {
+    /// Send it to all processes of the container
+    #[arg(short, long)]
+    all: bool,
+    /// The container
+    id: String,
+    /// A number or a name: 15, TERM or SIGTERM
+    #[arg(default_value = "SIGTERM", value_parser = signal_number)]
+    signal: u32,
+}
+
+/// Sends it.
+pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failure> {
+    block_on(async {
+        let supervisor = supervise::connect(&options.root, &args.id).await?;
+        Task::init(supervisor, &args.id)
+            .kill(args.signal, args.all)
+            .await
+            .with_context(|| format!("cannot send a signal to {}", args.id))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+fn signal_number(text: &str) -> Result<u32, String> {
+    if let Ok(number) = text.parse() {
+        return if (1..=SIGNAL_MAX).contains(&number) {
+            Ok(number)
+        } else {
+            Err(format!("signals are 1 to {SIGNAL_MAX}"))
+        };
+    }
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") {
+        name
+    } else {
+        format!("SIG{name}")
+    };
+    let signal = Signal::from_str(&name).map_err(|_| "there is no such signal".to_owned())?;
+    Ok((signal as i32).unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_numbers_and_names() {
+        for text in ["9", "KILL", "SIGKILL", "kill"] {
+            assert_eq!(signal_number(text), Ok(9), "{text}");
+        }
+        assert_eq!(signal_number("34"), Ok(34));
+        for text in ["0", "65", "-1", "SIGNONE", ""] {
+            assert!(signal_number(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! `husk start`: the program of a created container is executed.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use super::Failure;
+use super::foreground::block_on;
+use super::tasks::Task;
+use crate::config::Options;
+use crate::supervise;
+
+/// Start a created container
+#[derive(Debug, clap::Args)]
+pub(super) struct StartArgs {
+    /// The container
+    id: String,
+}
+
+/// Starts it.
+pub(super) fn run(options: &Options, args: &StartArgs) -> Result<ExitCode, Failure> {
+    block_on(async {
+        let supervisor = supervise::connect(&options.root, &args.id).await?;
+        Task::init(supervisor, &args.id)
+            .start()
+            .await
+            .with_context(|| format!("cannot start {}", args.id))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
