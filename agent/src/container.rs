@@ -132,11 +132,11 @@ impl Container {
         self.namespaces.contains(Namespaces::PID)
     }
 
-    /// Whether a process of it may still be told of.
-    pub(crate) fn has_live_member(&self) -> bool {
+    /// Whether there is still something to hear of one of its processes.
+    pub(crate) fn is_pending(&self) -> bool {
         self.members
             .values()
-            .any(|member| member.process.is_alive())
+            .any(|member| member.process.is_pending())
     }
 
     /// Whether the kernel has killed for memory and the host does not know. Kills are told one by one at exits, and otherwise not more

@@ -107,6 +107,15 @@ impl Process {
             )
     }
 
+    /// Whether there is still something to hear of it: an exit, or the end of a step.
+    pub(crate) fn is_pending(&self) -> bool {
+        let in_step = matches!(
+            self.state,
+            State::Creating | State::Starting | State::StartingEnded(_)
+        );
+        in_step || self.is_alive()
+    }
+
     /// Whether the host may delete it.
     pub(crate) fn is_deletable(&self) -> bool {
         matches!(self.state, State::Created | State::Stopped)
@@ -162,6 +171,19 @@ mod tests {
         ] {
             assert_eq!(Process::new(state).is_deletable(), deletable, "{state:?}");
         }
+    }
+
+    #[test]
+    fn a_process_is_pending_until_its_exit_and_its_start_are_told() {
+        let mut process = Process::new(State::Created);
+        assert!(!process.is_pending(), "an exec before its start");
+        process.spawned(7, None);
+        assert!(process.is_pending());
+        process.set_state(State::Starting);
+        process.exited(0);
+        assert!(process.is_pending() && !process.is_alive());
+        process.started();
+        assert!(!process.is_pending());
     }
 
     #[test]

@@ -274,7 +274,10 @@ impl Sandbox {
         } else {
             FailureKind::SetUp
         };
-        let reply = self.member(key).and_then(|member| member.reply.take());
+        let reply = self.member(key).and_then(|member| {
+            member.process.set_state(State::Stopped);
+            member.reply.take()
+        });
         if key.exec.is_empty() {
             self.end(&key.container, Then::Failed(reply, error.into()));
         } else {

@@ -96,7 +96,7 @@ impl Sandbox {
         let Some(Ending { then, deadline }) = container.ending.take() else {
             return;
         };
-        let removed = if container.has_live_member() {
+        let removed = if container.is_pending() {
             Err(io::ErrorKind::ResourceBusy.into())
         } else {
             container.cgroup.remove()
