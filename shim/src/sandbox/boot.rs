@@ -81,6 +81,7 @@ impl Sandbox {
                 return Err(e.into());
             }
         };
+        tracing::debug!(pid = vm.process.pid, ?size, "the VMM is started");
         let (ready, agent) = watch::channel(None);
         let setup = Setup {
             vm: vm.clone(),
@@ -146,9 +147,11 @@ impl Setup {
 
     async fn try_bring_up(&self, events: mpsc::Receiver<Arrived>) -> Result<Agent, BootError> {
         let agent = Agent::over(self.dialled(events).await?)?;
+        tracing::debug!("the agent dialled");
         let both = async { tokio::try_join!(agent.configure(&self.hostname), agent.events()) };
         let ((), events) = self.unless_ended(both).await?;
         tokio::spawn(forward(events, self.handle.clone(), self.vm.clone()));
+        tracing::debug!("the guest is set up");
         Ok(agent)
     }
 

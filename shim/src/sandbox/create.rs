@@ -159,6 +159,7 @@ impl Sandbox {
                 return Err(e);
             }
         };
+        tracing::debug!(process = %key, "created");
         container.files = Some(files);
         // It may have been killed, or the VM ended, in the meantime.
         if container.init.phase == Phase::Creating {

@@ -39,6 +39,7 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
     };
     if let Some(streams) = begun.streams {
         streams.drain().await;
+        tracing::debug!(process = %key, "its output is delivered");
     }
     let result = delete_in_guest(&begun.machine, &key).await;
     let failed = result.is_err().then_some(begun.before);
@@ -100,6 +101,7 @@ impl Sandbox {
         let Ok(process) = self.process_mut(key) else {
             return Exit::lost();
         };
+        tracing::debug!(process = %key, succeeded = failed.is_none(), "deleted");
         let exit = process.exit();
         if let Some(before) = failed {
             process.phase = before;

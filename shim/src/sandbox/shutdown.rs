@@ -94,6 +94,7 @@ impl Sandbox {
         if !now && !self.containers.is_empty() {
             return Duty::Nothing;
         }
+        tracing::debug!("shutting down");
         self.closing = true;
         Duty::End(self.machine.clone())
     }
@@ -109,6 +110,7 @@ impl Sandbox {
         if let Err(e) = self.state.remove() {
             tracing::error!("{:#}", anyhow::Error::from(e));
         }
+        tracing::debug!("all is removed");
         self.life.send_replace(Life::Gone);
     }
 }

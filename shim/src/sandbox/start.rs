@@ -48,6 +48,7 @@ impl Sandbox {
         if let Ok(process) = self.process_mut(key)
             && process.phase == Phase::Starting
         {
+            tracing::debug!(process = %key, succeeded, "started");
             process.phase = if succeeded {
                 Phase::Running
             } else {

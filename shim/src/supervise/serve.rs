@@ -128,6 +128,7 @@ async fn attend(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
         .add_listener(Listener::from(listener))
         .register_service(service::services(&sandbox));
     server.start().await?;
+    tracing::debug!("serving");
     report_ready().map_err(ServeError::Report)?;
     let reason = tokio::select! {
         () = sandbox.reaches(|life| *life == Life::Gone) => None,
