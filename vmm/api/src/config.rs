@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// Names the machine in thread names and in messages, nowhere else.
+    /// Names the machine for people who read its configuration; the VMM makes nothing of it.
     pub id: String,
     /// How many vCPUs there are and how many are online at boot.
     pub cpus: Cpus,
