@@ -29,7 +29,6 @@ const EMPTY_ROOT: &str = "/proc";
 /// What serving files for all users of a guest takes.
 const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH) // open_by_handle_at
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::MKNOD)
