@@ -278,7 +278,6 @@ impl Wires {
             .arg("--console-fd")
             .arg(self.console.1.as_raw_fd().to_string())
             .env_clear()
-            .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());

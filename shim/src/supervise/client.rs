@@ -60,7 +60,6 @@ pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError
     command
         .args(args.options.to_args().map_err(StartError::Spawn)?)
         .args(["serve", args.id])
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());

@@ -91,10 +91,11 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
     result
 }
 
-/// Leaves the starter's session; standard error goes to the state directory.
+/// Leaves the starter's session and directory; standard error goes to the state directory.
 fn detach(state: &StateDir) -> io::Result<ProcessRef> {
     // Refused to a leader of a process group only, which has been set apart already.
     let _ = rustix::process::setsid();
+    rustix::process::chdir("/")?;
     let log = OpenOptions::new()
         .create(true)
         .append(true)
