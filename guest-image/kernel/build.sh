@@ -34,11 +34,17 @@ check_tools() {
         die "missing: ${missing[*]}; install: $(grep -v '^#' "$here/../packages.list" | paste -sd' ')"
 }
 
+# The lines of the fragments that ask for something.
+requested() {
+    grep -hE '^(# )?CONFIG_' "${fragments[@]}"
+}
+
 # Names the build: sources, options, this script, compiler and linker.
 input_key() {
     {
         sha256sum <"$tarball"
-        cat "${fragments[@]}" "${BASH_SOURCE[0]}"
+        requested
+        cat "${BASH_SOURCE[0]}"
         gcc --version
         ld --version
     } | sha256sum | cut -c1-16
@@ -60,7 +66,7 @@ check_reasons() {
 # Writes .config in the current directory from tinyconfig and the fragments.
 configure() {
     "${make_kernel[@]}" -s tinyconfig
-    cat "${fragments[@]}" >>.config
+    requested >>.config
     "${make_kernel[@]}" -s olddefconfig 2>/dev/null
 }
 
@@ -78,7 +84,7 @@ check_config() {
             ! grep -q "^$name=" .config || lost+=("$name=n")
             ;;
         esac
-    done < <(cat "${fragments[@]}")
+    done < <(requested)
     [ ${#lost[@]} -eq 0 ] || die "options dropped or changed by the kernel's own rules: ${lost[*]}"
 }
 
