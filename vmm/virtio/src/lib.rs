@@ -39,7 +39,10 @@ pub mod vsock;
 
 /// A driver without a guest, for tests and fuzzing.
 #[cfg(any(test, feature = "testing"))]
-#[expect(clippy::unwrap_used, reason = "a test whose fake driver fails has failed")]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test whose fake driver fails has failed"
+)]
 pub mod testing;
 
 pub use chain::Chain;
