@@ -70,6 +70,12 @@ impl Runtime {
         format!("case-{}-{number}", std::process::id())
     }
 
+    /// Its executable.
+    #[must_use]
+    pub fn executable(&self) -> &Path {
+        &self.executable
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn root(&self) -> PathBuf {
