@@ -2,6 +2,9 @@
 //!
 //! Modules in the order in which a boot passes them. It is a library so that its parts can be tested; `main.rs` is the program.
 
+/// The C library's allocator.
+#[expect(unsafe_code, reason = "mallopt")]
+pub mod allocator;
 /// The command line.
 pub mod args;
 /// What a kernel finds in memory.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use vmm_api::{ExitCode, StopReason, VmConfig};
 
+use crate::allocator;
 use crate::args::Run;
 use crate::config::{CONFIG_MAX_BYTES, ConfigError, Plan};
 use crate::control::{self, ControlError};
@@ -23,6 +24,9 @@ use crate::timeline::Timeline;
 /// Why a machine was not built, or did not come to an end of its own.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// The C library does not know what it was told.
+    #[error("limit the allocator")]
+    Allocator(#[source] io::Error),
     /// A descriptor was not passed.
     #[error("{option} {number}")]
     Descriptor {
@@ -85,6 +89,7 @@ pub fn exit_code(reason: StopReason) -> ExitCode {
 pub fn run(arguments: &Run) -> Result<StopReason, RunError> {
     let timeline = Arc::new(Timeline::default());
     timeline.mark("start");
+    allocator::use_one_arena().map_err(RunError::Allocator)?;
     let take = |option, number| {
         inherited::take(number).map_err(|source| RunError::Descriptor {
             option,
