@@ -26,7 +26,7 @@ fn largest() {
 #[test]
 fn killed_by_a_signal_is_128_and_its_number() {
     // The first process of a pid namespace is not killed by its own signals, so another one is, and the shell says how.
-    assert_eq!(status_of("sh -c 'kill -KILL $$'"), 137);
+    assert_eq!(status_of("sh -c 'kill -KILL $$'; exit $?"), 137);
     let runtime = Runtime::from_environment();
     let bundle = Bundle::busybox().shell("trap - TERM; echo up; sleep 1000");
     let mut running = runtime.start(&bundle);

@@ -8,7 +8,8 @@ fn passes(signal: Signal, name: &str) {
     let before = Remains::seen();
     let script =
         format!("trap 'echo got {name}; exit 9' {name}; echo up; while :; do sleep 0.1; done");
-    let mut running = runtime.start(&Bundle::busybox().shell(&script));
+    let bundle = Bundle::busybox().shell(&script);
+    let mut running = runtime.start(&bundle);
     let id = running.id.clone();
     running.wait_for("up\n");
     running.signal(signal);
@@ -40,7 +41,8 @@ fn a_killed_command_takes_its_container_with_it() {
     }
     let runtime = Runtime::from_environment();
     let before = Remains::seen();
-    let mut running = runtime.start(&Bundle::busybox().shell("echo up; sleep 1000"));
+    let bundle = Bundle::busybox().shell("echo up; sleep 1000");
+    let mut running = runtime.start(&bundle);
     let id = running.id.clone();
     running.wait_for("up\n");
     running.signal(Signal::KILL);

@@ -76,7 +76,8 @@ fn error_output_is_apart() {
 fn a_reader_that_goes_away_ends_the_writer() {
     let runtime = Runtime::from_environment();
     let before = Remains::seen();
-    let mut running = runtime.start(&Bundle::busybox().args(&["yes"]));
+    let bundle = Bundle::busybox().args(&["yes"]);
+    let mut running = runtime.start(&bundle);
     let id = running.id.clone();
     let mut some = [0; 4096];
     running.take_stdout().read_exact(&mut some).unwrap();
@@ -121,7 +122,8 @@ fn output_written_just_before_the_end_arrives() {
 #[test]
 fn input_and_output_go_back_and_forth() {
     let runtime = Runtime::from_environment();
-    let mut running = runtime.start(&Bundle::busybox().shell("while read l; do echo got $l; done"));
+    let bundle = Bundle::busybox().shell("while read l; do echo got $l; done");
+    let mut running = runtime.start(&bundle);
     let mut stdin = running.take_stdin();
     let mut stdout = running.take_stdout();
     for word in ["one", "two", "three"] {

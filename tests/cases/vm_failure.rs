@@ -45,7 +45,8 @@ fn a_vm_that_is_killed_ends_its_container_with_137() {
     }
     let runtime = Runtime::from_environment();
     let before = Remains::seen();
-    let mut running = runtime.start(&Bundle::busybox().shell("echo up; sleep 1000"));
+    let bundle = Bundle::busybox().shell("echo up; sleep 1000");
+    let mut running = runtime.start(&bundle);
     let id = running.id.clone();
     running.wait_for("up\n");
     let state = fs::read_to_string(runtime.root().join(&id).join("state.json")).unwrap();

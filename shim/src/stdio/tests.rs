@@ -187,7 +187,9 @@ async fn a_reader_that_goes_away_closes_the_stream() {
         }
     })
     .await;
-    assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    // A reset, where bytes were on their way when the stream was closed.
+    let closed = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+    assert!(closed.contains(&error.kind()), "{error}");
 }
 
 #[tokio::test]
