@@ -70,7 +70,11 @@ impl RunError {
             | Self::ReadConfig(_)
             | Self::ParseConfig(_)
             | Self::Config(_) => ExitCode::Usage,
-            Self::Host(_) | Self::Jail(_) | Self::Machine(_) | Self::Control(_) => ExitCode::Failed,
+            Self::Allocator(_)
+            | Self::Host(_)
+            | Self::Jail(_)
+            | Self::Machine(_)
+            | Self::Control(_) => ExitCode::Failed,
         }
     }
 }
