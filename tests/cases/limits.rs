@@ -23,7 +23,7 @@ fn too_much_memory_is_killed_and_said_so() {
 #[test]
 fn memory_within_the_limit_is_there() {
     let bundle = Bundle::busybox()
-        .shell("tail -c 20m /dev/zero | wc -c; cat /sys/fs/cgroup/memory.max")
+        .shell("head -c 20m /dev/zero | tail -c 20m | wc -c; cat /sys/fs/cgroup/memory.max")
         .with("/linux/resources/memory", json!({"limit": 64 << 20}));
     Runtime::from_environment()
         .run(&bundle)
