@@ -94,7 +94,8 @@ impl Share {
         let rslave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", rslave)?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount("husk", &self.root, "tmpfs", flags, c"mode=0700")?;
+        // The state directory is private; in the guest, users of a user namespace pass through here.
+        rustix::mount::mount("husk", &self.root, "tmpfs", flags, c"mode=0755")?;
         rustix::mount::mount_change(&self.root, MountPropagationFlags::SHARED)?;
         // A file and a directory to mount on, private as the whole of a new tmpfs is.
         DirBuilder::new().mode(0o700).create(&self.staging)?;
