@@ -14,9 +14,8 @@ fn its_first_process_is_number_one() {
 
 #[test]
 fn network_has_loopback_only() {
-    run(&Bundle::busybox()
-        .shell("ls /sys/class/net; ping -c 1 -W 2 127.0.0.1 >/dev/null && echo up"))
-    .assert_prints("lo\nup\n");
+    run(&Bundle::busybox().shell("ls /sys/class/net; cat /sys/class/net/lo/flags"))
+        .assert_prints("lo\n0x9\n");
 }
 
 #[test]
