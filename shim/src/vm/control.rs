@@ -17,7 +17,7 @@ use rustix::net::{
 };
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
-use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request};
+use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, Stats};
 
 use crate::polled::{self, Polled};
 
@@ -107,6 +107,14 @@ impl Control {
     /// Ends the machine without asking the guest.
     pub(crate) async fn stop(&self) -> Result<(), ControlError> {
         self.done(Command::Stop, None).await
+    }
+
+    /// Asks the VMM what it knows about itself.
+    pub(crate) async fn stats(&self) -> Result<Stats, ControlError> {
+        match self.call(Command::Stats, None).await? {
+            Reply::Stats(stats) => Ok(stats),
+            Reply::Done => Err(ControlError::Unexpected),
+        }
     }
 
     async fn done(&self, command: Command, fd: Option<OwnedFd>) -> Result<(), ControlError> {
