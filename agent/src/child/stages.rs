@@ -270,13 +270,14 @@ fn create(
     let late = mounts::mount_all(&root, container, &plan.cgroup, prepared)?;
     devices::make(&root, container)?;
     root::make_cwd(&root, &process.cwd)?;
-    let root = root.pivot(container)?;
+    let root = root.pivot()?;
     if process.terminal {
         let slave = console::open(process, status)?;
         console::bind(&root, &slave)?;
         console::attach(&slave)?;
     }
     mounts::restrict(&root, container, &late)?;
+    root::propagate(container.propagation)?;
     Ok(())
 }
 
