@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use ttrpc::Code;
 
-use crate::agent::{Agent, Ends, process, refused, sh};
+use crate::agent::{Agent, Ends, PATIENCE, process, refused, sh};
 
 /// Maps all of the container's ids to those from `first` on.
 fn map(spec: &mut Value, first: u32) {
@@ -272,7 +272,7 @@ async fn namespaces_of_another_container_are_joined_by_path() {
     let path = |name: &str| format!("/proc/{pid}/ns/{name}");
     spec["linux"]["namespaces"] = json!([
         {"type": "mount"},
-        {"type": "cgroup"},
+        {"type": "cgroup", "path": path("cgroup")},
         {"type": "pid", "path": path("pid")},
         {"type": "ipc", "path": path("ipc")},
         {"type": "uts", "path": path("uts")},
@@ -280,7 +280,7 @@ async fn namespaces_of_another_container_are_joined_by_path() {
     ]);
     spec.as_object_mut().unwrap().remove("hostname");
     spec["process"]["args"] = json!(sh(
-        "cat /proc/1/cmdline; for n in pid ipc uts net; do test /proc/1/ns/$n -ef /proc/self/ns/$n || echo $n; done"
+        "cat /proc/1/cmdline; for n in pid ipc uts net cgroup; do test /proc/1/ns/$n -ef /proc/self/ns/$n || echo $n; done"
     ));
     let caps = json!(["CAP_SYS_PTRACE"]);
     for set in ["bounding", "effective", "permitted"] {
@@ -288,6 +288,28 @@ async fn namespaces_of_another_container_are_joined_by_path() {
     }
     let output = agent.run(&spec).await;
     assert_eq!(output.stdout, "sleep\u{0}100\u{0}", "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn nobody_outlives_a_first_process_that_is_not_number_one() {
+    let mut agent = Agent::start().await;
+    let mut spec = agent.spec(&["sleep", "100"]);
+    let pid = agent.create("a", &spec, &Ends::default()).await.unwrap();
+    agent.start_container("a").await.unwrap();
+    spec["linux"]["namespaces"] =
+        json!([{"type": "mount"}, {"type": "pid", "path": format!("/proc/{pid}/ns/pid")}]);
+    spec.as_object_mut().unwrap().remove("hostname");
+    spec["process"]["args"] = json!(sh("sleep 100 & exit 4"));
+    agent.create("b", &spec, &Ends::default()).await.unwrap();
+    agent.start_container("b").await.unwrap();
+    assert_eq!(agent.exit("b", "").await.status, 4);
+    let populated = || std::fs::read_to_string(agent.cgroup.join("b/cgroup.events")).unwrap();
+    let emptied = async {
+        while !populated().contains("populated 0") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, emptied).await.unwrap();
 }
 
 #[tokio::test]
