@@ -15,7 +15,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime as oci;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -34,7 +34,7 @@ pub(crate) struct Hooks {
 }
 
 /// One program to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Hook {
     path: PathBuf,
     /// With the program's name for itself first, when there are any.

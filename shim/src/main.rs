@@ -10,6 +10,9 @@ mod assets;
 mod cli;
 /// What the user told husk: common options and the configuration file.
 mod config;
+/// Descriptors that came with this process.
+#[expect(unsafe_code, reason = "close_range is not in the safe libraries")]
+mod inherited;
 /// Whether this host's KVM is fit.
 mod kvm;
 /// The log file.

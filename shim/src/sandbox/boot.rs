@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
-use super::{Handle, HostPart, Machine, Sandbox};
+use super::{Handle, HostPart, Machine, ReportedPid, Sandbox};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::process::{Exit, ProcessKey};
@@ -98,7 +98,16 @@ impl Sandbox {
             let end = watched.ended().await;
             handle.tell(move |sandbox| sandbox.on_vm_end(&end));
         });
-        let machine = Machine { vm, cgroup, agent };
+        let pid = match self.reported_pid {
+            ReportedPid::Vmm => vm.process.pid,
+            ReportedPid::Supervisor => self.this.pid,
+        };
+        let machine = Machine {
+            vm,
+            pid,
+            cgroup,
+            agent,
+        };
         self.machine = Some(machine.clone());
         Ok(machine)
     }

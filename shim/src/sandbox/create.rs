@@ -51,7 +51,7 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
             .ask(move |sandbox| sandbox.begin_create(&key, bundle, stdio, &host))
             .await??
     };
-    let pid = begun.machine.vm.process.pid;
+    let pid = begun.machine.pid;
     let made = make(begun, request, split).await;
     handle
         .ask(move |sandbox| sandbox.end_create(&key, made))
