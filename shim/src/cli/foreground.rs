@@ -29,11 +29,13 @@ pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Res
         .block_on(verb)
 }
 
-/// Starts a created process and waits for its exit status. The terminal is as before when this returns.
+/// Starts a created process, calls `started` when its program has been executed, and waits for its exit status. The terminal is as
+/// before when this returns.
 pub(super) async fn attend(
     task: &Task,
     terminal: Option<&Terminal>,
     signals: &mut Signals,
+    started: impl FnOnce() -> anyhow::Result<()>,
 ) -> Result<u32, Failure> {
     let _raw = terminal.map(Terminal::raw).transpose()?;
     if let Some(terminal) = terminal {
@@ -42,6 +44,7 @@ pub(super) async fn attend(
     unless_ended(signals, task.start())
         .await?
         .map_err(no_program)?;
+    started()?;
     let ended = task.wait();
     tokio::pin!(ended);
     loop {

@@ -23,6 +23,8 @@ mod foreground;
 mod record;
 /// What a dead supervisor left behind.
 mod remains;
+/// A process that stands for an exec in the background.
+mod session;
 /// The signals to pass on.
 mod signals;
 /// One process, through its supervisor.

@@ -112,7 +112,7 @@ async fn create_and_attend(
         .await?
         .map_err(no_program)?;
     write_pid(args.container.pid_file.as_deref(), pid)?;
-    attend(task, terminal, signals).await
+    attend(task, terminal, signals, || Ok(())).await
 }
 
 /// Takes everything down: whatever of the container there still is, then the supervisor.

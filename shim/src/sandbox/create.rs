@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use containerd_shim_protos::api;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::container::Container;
@@ -12,7 +13,7 @@ use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, Share};
 use crate::spec::{self, HostPart, SpecError, Split};
 use crate::state::{Status, check_id};
-use crate::stdio::{Ids, Outside, ProcessStreams, Stdio};
+use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -102,6 +103,30 @@ async fn make_in_guest(
     }
 }
 
+/// Gives the container's terminal the size that the console has, for as long as it can be told.
+async fn follow(handle: Handle, key: ProcessKey, console: Console) {
+    let mut changes = match signal(SignalKind::window_change()) {
+        Ok(changes) => changes,
+        Err(e) => return tracing::warn!("cannot follow the console's size: {e}"),
+    };
+    loop {
+        let told = match console.size() {
+            Ok((columns, rows)) => {
+                handle
+                    .resize(key.clone(), columns.into(), rows.into())
+                    .await
+            }
+            Err(e) => return tracing::debug!("the console is gone: {e}"),
+        };
+        if let Err(e) = told {
+            return tracing::debug!("the console's size is of no interest any more: {e}");
+        }
+        if changes.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
 impl Sandbox {
     pub(super) fn begin_create(
         &mut self,
@@ -166,6 +191,9 @@ impl Sandbox {
             container.init.phase = Phase::Created;
         } else {
             streams.end_input();
+        }
+        if let Some(console) = streams.take_console() {
+            tokio::spawn(follow(self.handle.clone(), key.clone(), console));
         }
         container.init.streams = Some(streams);
         self.save();

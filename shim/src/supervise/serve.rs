@@ -193,6 +193,8 @@ fn report_ready() -> io::Result<()> {
 struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+    /// A console that goes away ends its container's terminal, not the supervisor.
+    _hangup: Signal,
 }
 
 impl EndSignals {
@@ -200,6 +202,7 @@ impl EndSignals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
         })
     }
 
