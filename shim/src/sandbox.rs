@@ -29,6 +29,7 @@ use crate::rootfs::Share;
 use crate::spec::HostPart;
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
+use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
 
 mod boot;
@@ -64,18 +65,20 @@ pub(crate) struct Sandbox {
     bundle: PathBuf,
     this: ProcessRef,
     reported_pid: ReportedPid,
+    /// The supervisor's cgroup, while it is in that of its container.
+    home: Option<Cgroup>,
     handle: Handle,
     closing: bool,
     life: watch::Sender<Life>,
 }
 
 /// Whose pid is reported for the processes of a sandbox, which have none on this host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum ReportedPid {
     /// Lives as long as the VM, in the pod's network namespace: for callers that look at a process.
     Vmm,
     /// Ends with the container's exit status: for callers that wait for a child.
-    Supervisor,
+    Supervisor(Face),
 }
 
 /// The VM, once there is one.
@@ -141,6 +144,7 @@ pub(crate) fn start(origin: Origin) -> Handle {
         bundle: PathBuf::new(),
         this: origin.this,
         reported_pid: origin.reported_pid,
+        home: None,
         handle: handle.clone(),
         closing: false,
         life,

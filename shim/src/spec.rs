@@ -61,6 +61,8 @@ pub(crate) struct HostPart {
 pub(crate) struct Bind {
     /// Absolute, or relative to the bundle.
     pub(crate) source: PathBuf,
+    /// Absolute, in the container.
+    pub(crate) destination: PathBuf,
     /// Not even the VMM may write to it.
     pub(crate) read_only: bool,
     /// With the mounts below it.
@@ -219,6 +221,7 @@ fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(
     mount.set_source(Some(share.join("mounts").join(binds.len().to_string())));
     binds.push(Bind {
         source,
+        destination: mount.destination().clone(),
         read_only: has("ro") || has("rro"),
         recursive: has("rbind"),
         follows_host: ["slave", "rslave", "shared", "rshared"]

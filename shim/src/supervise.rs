@@ -12,12 +12,14 @@
 //!
 //! An engine that runs the command line waits for the process whose pid it was told, which becomes its child when the command has
 //! ended. That process is the supervisor: it ends with its container ([`ServeArgs::end_with_container`]), after its output, with
-//! its exit status.
+//! its exit status. What there is to see of that process is the container's, see [`face`].
 
 mod client;
+mod face;
 mod serve;
 
 pub(crate) use client::{Supervisor, connect, start};
+pub(crate) use face::{Face, View};
 pub(crate) use serve::serve;
 
 use crate::config::Options;

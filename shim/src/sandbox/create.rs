@@ -6,14 +6,15 @@ use std::sync::Arc;
 use containerd_shim_protos::api;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Handle, Machine, Sandbox, TaskError};
+use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::hooks::{self, HookState};
 use crate::process::{Phase, ProcessKey};
-use crate::rootfs::{ContainerFiles, Share};
+use crate::rootfs::{ContainerFiles, RootfsError, Share};
 use crate::spec::{self, HostPart, SpecError, Split};
 use crate::state::{Status, check_id};
 use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
+use crate::supervise::Face;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub(super) struct Begun {
     share: Share,
     ids: Ids,
     hook_state: HookState,
+    /// Where the container is to be seen, if anywhere.
+    face: Option<Face>,
 }
 
 impl Handle {
@@ -75,7 +78,15 @@ async fn make(
     let files = begun
         .share
         .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
-    match make_in_guest(&begun, &request, split).await {
+    let view = begun.share.view(&files, &split.host);
+    let made = async {
+        let streams = make_in_guest(&begun, &request, split).await?;
+        if let Some(face) = begun.face {
+            face.show(view).await.map_err(RootfsError::View)?;
+        }
+        Ok(streams)
+    };
+    match made.await {
         Ok(streams) => Ok((files, streams)),
         Err(e) => {
             files.remove();
@@ -165,6 +176,10 @@ impl Sandbox {
             share: self.share.clone(),
             ids,
             hook_state,
+            face: match &self.reported_pid {
+                ReportedPid::Supervisor(face) => Some(face.clone()),
+                ReportedPid::Vmm => None,
+            },
         })
     }
 

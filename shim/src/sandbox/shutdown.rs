@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Handle, Life, Machine, Sandbox, TaskError, boot};
+use super::{Handle, Life, Machine, Sandbox, TaskError};
 use crate::process::{Exit, Process, ProcessKey};
 use crate::stdio::ProcessStreams;
 
@@ -204,7 +204,7 @@ impl Sandbox {
     /// Gives up all the sandbox has on the host, but for the record of containers that there still are.
     fn leave(&mut self) {
         let cgroup = self.machine.as_ref().and_then(|m| m.cgroup.as_ref());
-        boot::remove_cgroup(cgroup);
+        self.leave_cgroup(cgroup);
         self.share.leave();
         let left = if self.containers.is_empty() {
             self.state.remove()

@@ -158,7 +158,7 @@ impl Fixture {
             state,
             share: share.clone(),
             this,
-            reported_pid: ReportedPid::Supervisor,
+            reported_pid: ReportedPid::Vmm,
         });
         let fake = Arc::new(FakeAgent::new());
         let path = root.path().join("agent");

@@ -76,8 +76,9 @@ fn binds_become_the_shares_in_order() {
     assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
     assert_eq!(guest["mounts"][2]["source"], "/run/husk/share/c1/mounts/1");
     assert_eq!(guest["mounts"][3], config["mounts"][3]);
-    let bind = |source: &str, read_only, recursive, follows_host| Bind {
+    let bind = |source: &str, destination: &str, read_only, recursive, follows_host| Bind {
         source: source.into(),
+        destination: destination.into(),
         read_only,
         recursive,
         follows_host,
@@ -85,8 +86,8 @@ fn binds_become_the_shares_in_order() {
     assert_eq!(
         split_of(&config).unwrap().host.binds,
         [
-            bind("/srv/data", true, true, false),
-            bind("hosts", false, false, true)
+            bind("/srv/data", "/data", true, true, false),
+            bind("hosts", "/etc/hosts", false, false, true)
         ]
     );
 }

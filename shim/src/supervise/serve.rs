@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use super::{SERVING, ServeArgs};
+use super::{SERVING, ServeArgs, face};
 use crate::config::{Config, ConfigError, Options};
 use crate::polled;
 use crate::rootfs::{RootfsError, Share};
@@ -81,13 +81,9 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError>
                 state: state.clone(),
                 share: share.clone(),
                 this,
-                reported_pid: if args.report_own_pid {
-                    ReportedPid::Supervisor
-                } else {
-                    ReportedPid::Vmm
-                },
+                reported_pid: ReportedPid::Vmm,
             };
-            run(origin, args).inspect_err(|_| share.leave())
+            run_as_told(origin, args).inspect_err(|_| share.leave())
         });
     if result.is_err()
         && let Err(e) = state.remove()
@@ -117,6 +113,19 @@ fn allow_descriptors() -> io::Result<()> {
     let mut limit = rustix::process::getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
+}
+
+/// One thread, and a second one where this process stands for a container.
+fn run_as_told(mut origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
+    if !args.report_own_pid {
+        return run(origin, args);
+    }
+    let args = args.clone();
+    face::while_shown(move |face| {
+        origin.reported_pid = ReportedPid::Supervisor(face);
+        run(origin, &args)
+    })
+    .map_err(ServeError::Detach)?
 }
 
 fn run(origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
