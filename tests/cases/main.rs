@@ -14,6 +14,7 @@ mod leaks;
 mod limits;
 mod metadata;
 mod namespaces;
+mod podman;
 mod signals;
 mod streams;
 mod terminal;

@@ -12,6 +12,7 @@
 mod archive;
 mod bundle;
 mod output;
+mod podman;
 mod remains;
 mod runtime;
 mod terminal;
@@ -19,6 +20,7 @@ mod terminal;
 pub use archive::initrd_with;
 pub use bundle::Bundle;
 pub use output::Output;
+pub use podman::Podman;
 pub use remains::Remains;
 pub use runtime::{Running, Runtime};
 pub use terminal::Terminal;
