@@ -1,7 +1,7 @@
 //! Hooks that run on the host, around the container's life in the guest.
 //!
 //! ```text
-//!   VM is up ─► prestart, createRuntime ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
+//!   VM is up ─► prestart, createRuntime, createContainer ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
 //! ```
 //!
 //! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the VMM's. It runs in
@@ -27,7 +27,7 @@ const STATE_VERSION: &str = "1.2.1";
 /// A container's hooks, by when they run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hooks {
-    /// prestart, then createRuntime.
+    /// prestart, then createRuntime, then createContainer.
     pub(crate) create: Vec<Hook>,
     pub(crate) poststart: Vec<Hook>,
     pub(crate) poststop: Vec<Hook>,

@@ -31,6 +31,8 @@ mod cgroup;
 mod container;
 /// Programs of the host around a container's life.
 mod hooks;
+/// The sandbox's network namespace.
+mod network;
 /// Descriptors the runtime waits for.
 #[expect(
     unsafe_code,

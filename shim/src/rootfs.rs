@@ -141,6 +141,7 @@ impl Share {
             volumes: volumes
                 .map(|(number, bind)| (mounts.join(number.to_string()), bind.destination.clone()))
                 .collect(),
+            network: host.network.clone(),
             staging: self.staging.join("dir"),
         }
     }

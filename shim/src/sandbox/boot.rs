@@ -75,7 +75,7 @@ impl Sandbox {
         if let (Some(cgroup), ReportedPid::Supervisor(_)) = (&cgroup, &self.reported_pid) {
             self.home = enter(cgroup, self.this.pid);
         }
-        let config = self.vm_config(size);
+        let config = self.vm_config(size, host);
         let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref());
         let (vm, events) = match spawned {
             Ok(spawned) => spawned,
@@ -127,7 +127,7 @@ impl Sandbox {
         }
     }
 
-    fn vm_config(&self, size: VmSize) -> VmConfig {
+    fn vm_config(&self, size: VmSize, host: &HostPart) -> VmConfig {
         VmConfig {
             id: self.id.clone(),
             cpus: Cpus {
@@ -146,7 +146,10 @@ impl Sandbox {
                 root: self.share.root().to_owned(),
                 tag: SHARE_TAG.to_owned(),
             }),
-            jail: Jail::default(),
+            jail: Jail {
+                own_network: host.network.is_none(),
+                ..Jail::default()
+            },
         }
     }
 }

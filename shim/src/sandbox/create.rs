@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::hooks::{self, HookState};
+use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, RootfsError, Share};
 use crate::spec::{self, HostPart, SpecError, Split};
@@ -155,6 +156,9 @@ impl Sandbox {
         }
         if self.containers.contains_key(&key.container) {
             return Err(TaskError::Exists(key.clone()));
+        }
+        if let (None, Some(path)) = (&self.machine, &host.network) {
+            network::enter(path)?;
         }
         let machine = self
             .machine_or_boot(host)

@@ -10,6 +10,7 @@
 //! guest's own file systems (tmpfs, proc, sysfs) are not in there. Ways to fail: the kernel refuses a mount; then there is no
 //! container.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub(crate) struct View {
     pub(crate) rootfs: PathBuf,
     /// Where each volume is mounted, and where it is in the container.
     pub(crate) volumes: Vec<(PathBuf, PathBuf)>,
+    /// The network namespace, unless it is the host's.
+    pub(crate) network: Option<PathBuf>,
     /// A directory to build it on.
     pub(crate) staging: PathBuf,
 }
@@ -68,6 +71,9 @@ pub(super) fn while_shown<T: Send + 'static>(
 
 /// Makes this thread's mount namespace one of its own, with nothing but `view`.
 fn enter(view: &View) -> io::Result<()> {
+    if let Some(path) = &view.network {
+        nix::sched::setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    }
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     // What goes from here must not go from the supervisor's namespace.
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
