@@ -11,6 +11,7 @@
 
 mod archive;
 mod bundle;
+mod engine;
 mod output;
 mod podman;
 mod remains;
@@ -19,6 +20,7 @@ mod terminal;
 
 pub use archive::initrd_with;
 pub use bundle::Bundle;
+pub use engine::{Adopted, Console, Engine};
 pub use output::Output;
 pub use podman::Podman;
 pub use remains::Remains;
