@@ -29,6 +29,7 @@ use crate::rootfs::Share;
 use crate::spec::HostPart;
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
+use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
 
 mod boot;
@@ -63,15 +64,29 @@ pub(crate) struct Sandbox {
     created_ns: u64,
     bundle: PathBuf,
     this: ProcessRef,
+    reported_pid: ReportedPid,
+    /// The supervisor's cgroup, while it is in that of its container.
+    home: Option<Cgroup>,
     handle: Handle,
     closing: bool,
     life: watch::Sender<Life>,
+}
+
+/// Whose pid is reported for the processes of a sandbox, which have none on this host.
+#[derive(Clone, Debug)]
+pub(crate) enum ReportedPid {
+    /// Lives as long as the VM, in the pod's network namespace: for callers that look at a process.
+    Vmm,
+    /// Ends with the container's exit status: for callers that wait for a child.
+    Supervisor(Face),
 }
 
 /// The VM, once there is one.
 #[derive(Clone, Debug)]
 struct Machine {
     vm: Vm,
+    /// See [`ReportedPid`].
+    pid: i32,
     cgroup: Option<Cgroup>,
     /// None while it boots.
     agent: watch::Receiver<Option<Result<Agent, Arc<BootError>>>>,
@@ -84,6 +99,8 @@ pub(crate) enum Life {
     Idle,
     /// There are containers.
     Busy,
+    /// There are containers, and all have exited.
+    Over,
     /// All is removed.
     Gone,
 }
@@ -102,7 +119,9 @@ pub(crate) struct Origin {
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) share: Share,
+    /// The supervisor's process.
     pub(crate) this: ProcessRef,
+    pub(crate) reported_pid: ReportedPid,
 }
 
 /// Starts the owner of a new sandbox.
@@ -124,6 +143,8 @@ pub(crate) fn start(origin: Origin) -> Handle {
         created_ns: now_ns(),
         bundle: PathBuf::new(),
         this: origin.this,
+        reported_pid: origin.reported_pid,
+        home: None,
         handle: handle.clone(),
         closing: false,
         life,
@@ -297,6 +318,8 @@ impl Sandbox {
         }
         let life = if self.containers.is_empty() {
             Life::Idle
+        } else if self.containers.values().all(Container::is_over) {
+            Life::Over
         } else {
             Life::Busy
         };
@@ -321,6 +344,7 @@ impl Sandbox {
             created_ns: self.created_ns,
             supervisor: self.this,
             vmm: machine.map(|machine| machine.vm.process),
+            pid: machine.map(|machine| machine.pid),
             cgroup: machine
                 .and_then(|machine| machine.cgroup.as_ref())
                 .map(|cgroup| cgroup.dir().to_owned()),

@@ -3,13 +3,13 @@
 use std::process::ExitCode;
 use std::str::FromStr as _;
 
-use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
-use super::Failure;
 use super::foreground::block_on;
 use super::tasks::Task;
+use super::{Failure, record};
 use crate::config::Options;
+use crate::state::Status;
 use crate::supervise;
 
 /// The highest signal number of Linux.
@@ -30,14 +30,28 @@ pub(super) struct KillArgs {
 
 /// Sends it.
 pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failure> {
-    block_on(async {
+    ensure_running(options, &args.id)?;
+    let killed = block_on(async {
         let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .kill(args.signal, args.all)
-            .await
-            .with_context(|| format!("cannot send a signal to {}", args.id))?;
-        Ok(ExitCode::SUCCESS)
-    })
+        let task = Task::init(supervisor, &args.id);
+        Ok(task.kill(args.signal, args.all).await?)
+    });
+    if let Err(failure) = killed {
+        // It may have ended in the meantime.
+        ensure_running(options, &args.id)?;
+        let error = failure.error;
+        return Err(error
+            .context(format!("cannot send a signal to {}", args.id))
+            .into());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// In the words that callers know from runc.
+fn ensure_running(options: &Options, id: &str) -> anyhow::Result<()> {
+    let status = record::state(options, id)?.status;
+    anyhow::ensure!(status != Status::Stopped, "container not running");
+    Ok(())
 }
 
 fn signal_number(text: &str) -> Result<u32, String> {

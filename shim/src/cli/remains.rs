@@ -1,7 +1,7 @@
 //! What a dead supervisor left behind, removed by its record on disk.
 //!
 //! ```text
-//!   kill the VMM, should it live ─► remove the cgroup ─► remove the state directory
+//!   kill the VMM, should it live ─► remove the cgroup ─► remove the state directory ─► poststop hooks
 //! ```
 //!
 //! The mounts of a sandbox are its supervisor's own and have gone with it.
@@ -13,15 +13,16 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::Cgroup;
-use crate::state::{ProcessRef, Record, StateDir};
+use crate::hooks::{self, HookState};
+use crate::state::{ProcessRef, Record, StateDir, Status};
 
 /// For a killed process to end.
 const KILLED: Duration = Duration::from_secs(3);
 
 /// Removes all of it; `record` is None when the supervisor did not get so far as to write one.
-pub(super) fn remove(state: &StateDir, record: Option<Record>) -> anyhow::Result<()> {
+pub(super) fn remove(state: &StateDir, record: Option<&Record>) -> anyhow::Result<()> {
     if let Some(record) = record {
-        let cgroup = record.cgroup.map(Cgroup::at);
+        let cgroup = record.cgroup.clone().map(Cgroup::at);
         if let Some(cgroup) = &cgroup {
             cgroup.kill().context("cannot empty the cgroup")?;
         }
@@ -31,6 +32,15 @@ pub(super) fn remove(state: &StateDir, record: Option<Record>) -> anyhow::Result
         }
     }
     Ok(state.remove()?)
+}
+
+/// Runs the hooks that the supervisor did not live to run.
+pub(super) async fn poststop(record: &Record) {
+    for container in &record.containers {
+        let mut state = HookState::new(&container.id, Status::Stopped, 0, &container.bundle);
+        state.annotations.clone_from(&container.annotations);
+        hooks::run_anyway(&container.poststop, &state).await;
+    }
 }
 
 /// Ends the VMM and waits for its end.
@@ -70,11 +80,12 @@ mod tests {
                 start_time: u64::MAX,
             },
             vmm: ProcessRef::of(vmm.id().try_into().unwrap()),
+            pid: None,
             cgroup: None,
             containers: Vec::new(),
             ended: None,
         };
-        remove(&state, Some(record)).unwrap();
+        remove(&state, Some(&record)).unwrap();
         assert!(!state.path().exists());
         assert!(vmm.try_wait().unwrap().is_some());
     }

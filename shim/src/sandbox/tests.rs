@@ -158,6 +158,7 @@ impl Fixture {
             state,
             share: share.clone(),
             this,
+            reported_pid: ReportedPid::Vmm,
         });
         let fake = Arc::new(FakeAgent::new());
         let path = root.path().join("agent");
@@ -178,6 +179,7 @@ impl Fixture {
         let (vm, end) = Vm::fake(open_control(near).unwrap().0);
         let machine = Machine {
             vm,
+            pid: this.pid,
             cgroup: None,
             agent: watch::channel(Some(Ok(agent))).1,
         };
