@@ -17,6 +17,7 @@ use std::time::Duration;
 use agent_api::agent::event::Kind;
 use agent_api::agent::{Event as AgentEvent, Exit as AgentExit};
 use agent_api::{PORT_CONTROL, SHARE_TAG};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
@@ -179,7 +180,26 @@ impl Setup {
         let ((), events) = self.unless_ended(both).await?;
         tokio::spawn(forward(events, self.handle.clone(), self.vm.clone()));
         tracing::debug!("the guest is set up");
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            self.log_milestones().await;
+        }
         Ok(agent)
+    }
+
+    /// Writes to a debugging log when the VMM and the kernel passed their milestones, as microseconds before the line's own time.
+    async fn log_milestones(&self) {
+        let Ok(stats) = self.vm.control.stats().await else {
+            // Its end is told elsewhere.
+            return;
+        };
+        let now = clock_gettime(ClockId::Monotonic);
+        let now_ns = u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000
+            + u64::try_from(now.tv_nsec).unwrap_or_default();
+        for mark in stats.timeline {
+            let ago_us = now_ns.saturating_sub(mark.at_ns) / 1000;
+            let exits = mark.kvm_exits;
+            tracing::debug!(ago_us, exits, "milestone of the VMM: {}", mark.name);
+        }
     }
 
     /// The connection that the agent dials.

@@ -2,7 +2,7 @@
 //!
 //! Memory: the configured size, or the container's limit and [`OVERHEAD_MIB`] for the guest's kernel and agent where that is
 //! more. Memory that no process has touched costs the host nothing, so the default is generous. vCPUs: quota / period,
-//! rounded up, or the configured number; never more than the host has, since more would only take turns.
+//! rounded up, but not more than the host has, since more would only take turns; without a quota the configured number.
 
 use oci_spec::runtime::Linux;
 
@@ -84,8 +84,10 @@ impl Demand {
             return Err(too_much);
         }
         let memory_mib = u32::try_from(wanted_mib).map_err(|_| too_much)?;
-        let cpus = self.cpus.unwrap_or(least.vcpus.into());
-        let vcpus = u8::try_from(cpus).unwrap_or(u8::MAX).min(host.cpus).max(1);
+        let vcpus = match self.cpus {
+            Some(cpus) => u8::try_from(cpus).unwrap_or(u8::MAX).min(host.cpus).max(1),
+            None => least.vcpus,
+        };
         Ok(VmSize { memory_mib, vcpus })
     }
 }
