@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use nix::libc::SIGKILL;
+
 use super::{Handle, Sandbox, TaskError};
+use crate::agent::AgentError;
 use crate::process::{Exit, Phase, ProcessKey};
 use crate::stdio::Stdio;
 
@@ -52,6 +55,12 @@ impl Handle {
         };
         match machine.agent().await?.signal(&key, signal, all).await {
             Ok(()) => Ok(()),
+            // Nothing else is left that could end a container whose guest hangs.
+            Err(AgentError::TimedOut) if key.is_init() && signal == SIGKILL.unsigned_abs() => {
+                tracing::error!("the guest does not answer: its VM is killed");
+                machine.vm.kill();
+                Ok(())
+            }
             Err(e) => Err(machine.explain(e).await),
         }
     }
