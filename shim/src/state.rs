@@ -112,6 +112,8 @@ pub(crate) enum Status {
     Created,
     /// Its program was executed.
     Running,
+    /// None of its processes runs until it is resumed.
+    Paused,
     /// Its init process has exited.
     Stopped,
 }
@@ -122,6 +124,7 @@ impl fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }

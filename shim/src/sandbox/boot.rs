@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
-use super::{Handle, HostPart, Machine, Sandbox};
+use super::{Handle, HostPart, Machine, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::process::{Exit, ProcessKey};
@@ -98,7 +98,14 @@ impl Sandbox {
             let end = watched.ended().await;
             handle.tell(move |sandbox| sandbox.on_vm_end(&end));
         });
-        let machine = Machine { vm, cgroup, agent };
+        let standstill = Standstill::new(vm.control.clone(), self.handle.clone());
+        let machine = Machine {
+            vm,
+            size,
+            cgroup,
+            standstill,
+            agent,
+        };
         self.machine = Some(machine.clone());
         Ok(machine)
     }
@@ -203,7 +210,7 @@ async fn forward(mut events: ClientStreamReceiver<AgentEvent>, handle: Handle, v
                 handle.tell(move |sandbox| sandbox.on_exit(&key, exit));
             }
             Some(Kind::Oom(oom)) => {
-                tracing::warn!(container = oom.container_id, "out of memory");
+                handle.tell(move |sandbox| sandbox.on_oom(oom.container_id));
             }
             Some(_) | None => tracing::debug!("the agent sent an event of no known kind"),
         }

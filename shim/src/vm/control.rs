@@ -109,6 +109,16 @@ impl Control {
         self.done(Command::Stop, None).await
     }
 
+    /// Stops the vCPUs, then the devices.
+    pub(crate) async fn pause(&self) -> Result<(), ControlError> {
+        self.done(Command::Pause, None).await
+    }
+
+    /// The reverse.
+    pub(crate) async fn resume(&self) -> Result<(), ControlError> {
+        self.done(Command::Resume, None).await
+    }
+
     async fn done(&self, command: Command, fd: Option<OwnedFd>) -> Result<(), ControlError> {
         match self.call(command, fd).await? {
             Reply::Done => Ok(()),
