@@ -29,6 +29,7 @@ pub(crate) struct Container {
     /// Once they are mounted.
     pub(crate) files: Option<ContainerFiles>,
     pub(crate) freezer: Freezer,
+    rootfs: PathBuf,
     hooks: Hooks,
     annotations: BTreeMap<String, String>,
     created_ns: u64,
@@ -47,6 +48,7 @@ impl Container {
     /// A container that is about to be made.
     pub(crate) fn new(bundle: PathBuf, stdio: Stdio, host: &HostPart) -> Self {
         Self {
+            rootfs: bundle.join(&host.rootfs),
             bundle,
             init: Process::new(stdio),
             execs: BTreeMap::new(),
@@ -114,6 +116,7 @@ impl Container {
         ContainerRecord {
             id: id.to_owned(),
             bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
             status: self.phase(&self.init).into(),
             created_ns: self.created_ns,
             exit_status: self.init.exit().map(|exit| exit.status),

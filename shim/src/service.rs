@@ -204,8 +204,10 @@ impl Task for TaskService {
         request: api::StatsRequest,
     ) -> ttrpc::Result<api::StatsResponse> {
         let files = self.sandbox.stats(request.id).await?.files;
+        let metrics = packed(&stats::metrics(&files))
+            .map_err(|error| ttrpc::Error::Others(error.to_string()))?;
         Ok(api::StatsResponse {
-            stats: MessageField::some(packed(&stats::metrics(&files)).map_err(unwritable)?),
+            stats: MessageField::some(metrics),
             ..Default::default()
         })
     }
@@ -232,10 +234,6 @@ impl Task for TaskService {
         self.sandbox.shutdown(request.now).await?;
         Ok(api::Empty::new())
     }
-}
-
-fn unwritable(error: protobuf::Error) -> ttrpc::Error {
-    ttrpc::Error::Others(error.to_string())
 }
 
 fn key(container: String, exec: String) -> ProcessKey {

@@ -81,11 +81,12 @@ pub(super) fn section(config: &[u8]) -> Result<Option<Asked>, SpecError> {
             "a VM has husk's own devices only",
         ));
     }
-    let (memory, vcpus) = (section.hw_config.memory, section.hw_config.vcpus);
-    let mib = |bytes: i64| u32::try_from(u64::try_from(bytes).ok()?.div_ceil(MIB)).ok();
+    let HwConfig { memory, vcpus, .. } = section.hw_config;
+    let mib = |bytes: &i64| u32::try_from(u64::try_from(*bytes).ok()?.div_ceil(MIB)).ok();
+    let count = |count: &i64| u8::try_from(*count).ok();
     Ok(Some(Asked {
-        memory_mib: number("vm.hwConfig.memory", memory, mib)?,
-        vcpus: number("vm.hwConfig.vcpus", vcpus, |count| u8::try_from(count).ok())?,
+        memory_mib: number("vm.hwConfig.memory", memory.as_ref(), mib)?,
+        vcpus: number("vm.hwConfig.vcpus", vcpus.as_ref(), count)?,
     }))
 }
 
@@ -94,10 +95,11 @@ pub(super) fn annotated(
     annotations: &BTreeMap<String, String>,
     section: Asked,
 ) -> Result<Asked, SpecError> {
-    let [memory, kata_memory] = MEMORY_ANNOTATIONS.map(|key| (key, annotations.get(key)));
-    let [vcpus, kata_vcpus] = VCPUS_ANNOTATIONS.map(|key| (key, annotations.get(key)));
-    let mib = |text: &String| text.parse().ok();
-    let count = |text: &String| text.parse().ok();
+    let annotation = |key| annotations.get(key).map(String::as_str);
+    let [memory, kata_memory] = MEMORY_ANNOTATIONS.map(|key| (key, annotation(key)));
+    let [vcpus, kata_vcpus] = VCPUS_ANNOTATIONS.map(|key| (key, annotation(key)));
+    let mib = |text: &str| text.parse().ok();
+    let count = |text: &str| text.parse().ok();
     Ok(Asked {
         memory_mib: number(memory.0, memory.1, mib)?
             .or(section.memory_mib)
@@ -109,7 +111,7 @@ pub(super) fn annotated(
 }
 
 /// Kata's number of vCPUs may have a fraction; a part of one is one.
-fn whole(text: &String) -> Option<u8> {
+fn whole(text: &str) -> Option<u8> {
     let (digits, fraction) = text.split_once('.').unwrap_or((text, ""));
     let count: u8 = digits.parse().ok()?;
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -120,18 +122,15 @@ fn whole(text: &String) -> Option<u8> {
 }
 
 /// A positive number, if there is anything under this name.
-fn number<T: std::fmt::Display, N: From<u8> + PartialOrd>(
+fn number<T: ToString + ?Sized, N: From<u8> + PartialOrd>(
     name: &str,
-    value: Option<T>,
-    parse: impl FnOnce(T) -> Option<N>,
-) -> Result<Option<N>, SpecError>
-where
-    T: Clone,
-{
+    value: Option<&T>,
+    parse: impl FnOnce(&T) -> Option<N>,
+) -> Result<Option<N>, SpecError> {
     let Some(value) = value else {
         return Ok(None);
     };
-    match parse(value.clone()) {
+    match parse(value) {
         Some(number) if number >= N::from(1) => Ok(Some(number)),
         _ => Err(SpecError::Number {
             name: name.to_owned(),
