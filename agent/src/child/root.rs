@@ -31,7 +31,9 @@ impl Root {
         let rootfs = &container.rootfs;
         let outer = match mounts::propagation_flags(container.propagation) {
             // The outside must see nothing of the container's mounts; shared ones are made so once the container is cut off.
-            flags if flags.intersects(MountPropagationFlags::PRIVATE) => flags,
+            flags if flags.intersects(MountPropagationFlags::PRIVATE) => {
+                flags | MountPropagationFlags::REC
+            }
             _ => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
         };
         mount_change("/", outer).doing(|| "cannot change the propagation of /".to_owned())?;

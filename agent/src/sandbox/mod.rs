@@ -6,15 +6,19 @@
 mod control;
 mod create;
 mod end;
+mod pause;
+mod resources;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_api::agent;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+use crate::cgroup::LimitError;
 use crate::container::{Container, Member};
 use crate::log::warn;
 use crate::oom::OomWatch;
@@ -40,6 +44,16 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
 pub(crate) struct Key {
     pub(crate) container: String,
     pub(crate) exec: String,
+}
+
+impl Key {
+    /// The first process of a container.
+    pub(crate) fn init(container: &str) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: String::new(),
+        }
+    }
 }
 
 /// What can be asked.
@@ -86,6 +100,27 @@ pub(crate) enum Request {
         id: String,
         reply: Reply<Vec<u32>>,
     },
+    Processes {
+        id: String,
+        reply: Reply<Vec<agent::ProcessInfo>>,
+    },
+    Pause {
+        id: String,
+        reply: Reply<()>,
+    },
+    Resume {
+        id: String,
+        reply: Reply<()>,
+    },
+    Update {
+        id: String,
+        resources: Vec<u8>,
+        reply: Reply<()>,
+    },
+    Stats {
+        id: String,
+        reply: Reply<HashMap<String, String>>,
+    },
     Shutdown,
 }
 
@@ -110,6 +145,10 @@ pub(crate) enum SandboxError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    #[error("{0} is under way already")]
+    Busy(&'static str),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("the sandbox is shutting down")]
@@ -137,6 +176,11 @@ enum News {
     Begun {
         key: Key,
         result: Result<(), SpawnError>,
+    },
+    Frozen {
+        id: String,
+        result: io::Result<()>,
+        reply: Reply<()>,
     },
 }
 
@@ -183,6 +227,8 @@ pub(crate) struct Sandbox {
     containers: HashMap<String, Container>,
     by_pid: HashMap<i32, Key>,
     oom: OomWatch,
+    /// Whose turn it is to look at processes.
+    listing: Arc<Semaphore>,
     requests: mpsc::Receiver<Request>,
     news: mpsc::UnboundedReceiver<News>,
     tell: mpsc::UnboundedSender<News>,
@@ -199,6 +245,7 @@ impl Sandbox {
             containers: HashMap::new(),
             by_pid: HashMap::new(),
             oom: OomWatch::new()?,
+            listing: Arc::new(Semaphore::new(1)),
             requests,
             news,
             tell,
@@ -241,7 +288,7 @@ impl Sandbox {
                 size,
                 reply,
             } => {
-                self.create_container(id, &spec, &streams, size, reply);
+                self.create_container(&id, &spec, &streams, size, reply);
             }
             Request::CreateProcess {
                 key,
@@ -263,6 +310,15 @@ impl Sandbox {
             } => answer(reply, self.signal(&key, signal, all)),
             Request::Resize { key, size, reply } => answer(reply, self.resize(&key, size)),
             Request::Pids { id, reply } => answer(reply, self.pids(&id)),
+            Request::Processes { id, reply } => self.processes(&id, reply),
+            Request::Pause { id, reply } => self.pause(&id, reply),
+            Request::Resume { id, reply } => answer(reply, self.resume(&id)),
+            Request::Update {
+                id,
+                resources,
+                reply,
+            } => self.update(&id, &resources, reply),
+            Request::Stats { id, reply } => answer(reply, self.stats(&id)),
             Request::Shutdown => {}
         }
     }
