@@ -49,7 +49,7 @@ pub(crate) struct Options {
     #[arg(long, global = true, hide = true)]
     systemd_cgroup: bool,
     /// Whether to do without root: false or auto, which is false
-    #[arg(long, global = true, hide = true, value_name = "WHETHER", value_parser = rootful)]
+    #[arg(long, hide = true, value_name = "WHETHER", value_parser = rootful)]
     rootless: Option<()>,
     /// Where criu is, which is not used
     #[arg(long, global = true, hide = true, value_name = "PATH")]

@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
 
 mod archive;
+mod background;
 mod bundle;
 mod output;
 mod remains;
@@ -17,6 +18,7 @@ mod runtime;
 mod terminal;
 
 pub use archive::initrd_with;
+pub use background::Background;
 pub use bundle::Bundle;
 pub use output::Output;
 pub use remains::Remains;

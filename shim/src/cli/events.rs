@@ -5,21 +5,24 @@
 //!                                                    └─ the container has ended: done
 //! ```
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use containerd_shim_protos::cgroups_v2::metrics::{IOEntry, Metrics};
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::topics::{TASK_EXIT_EVENT_TOPIC, TASK_OOM_EVENT_TOPIC};
 use protobuf::Message as _;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
+use ttrpc::Code;
 
 use super::Failure;
 use super::foreground::block_on;
 use super::record;
-use super::tasks::Task;
+use super::tasks::{Task, TaskError};
 use crate::config::Options;
 use crate::state::Status;
 use crate::supervise;
@@ -52,7 +55,8 @@ pub(super) fn run(options: &Options, args: &EventsArgs) -> Result<ExitCode, Fail
         let supervisor = supervise::connect(&options.root, &args.id).await?;
         let task = Task::init(supervisor, &args.id);
         if args.stats {
-            print_stats(&task, &args.id).await?;
+            let metrics = task.stats().await;
+            print_stats(&args.id, &metrics.map_err(|e| no_stats(e, &args.id))?)?;
         } else {
             follow(&task, args).await?;
         }
@@ -71,27 +75,42 @@ async fn follow(task: &Task, args: &EventsArgs) -> anyhow::Result<()> {
             event = events.recv() => match event {
                 Ok(Some(event)) if is_end(&event, &args.id) => return Ok(()),
                 Ok(Some(event)) if is_oom(&event, &args.id) => {
-                    println!("{}", json!({"type": "oom", "id": args.id}));
+                    print_line("oom", &args.id, None)?;
                 }
                 Ok(Some(_)) => {}
                 // The sandbox is gone.
                 Ok(None) | Err(_) => return Ok(()),
             },
-            _ = ticks.tick() => print_stats(task, &args.id).await?,
+            _ = ticks.tick() => match task.stats().await {
+                Ok(metrics) => print_stats(&args.id, &metrics)?,
+                // It has ended, and the event is on its way.
+                Err(TaskError::Refused { code: Code::NOT_FOUND | Code::UNAVAILABLE, .. }) => return Ok(()),
+                Err(error) => return Err(no_stats(error, &args.id)),
+            },
         }
     }
 }
 
-async fn print_stats(task: &Task, id: &str) -> anyhow::Result<()> {
-    let metrics = task
-        .stats()
-        .await
-        .with_context(|| format!("cannot read the statistics of {id}"))?;
-    println!(
-        "{}",
-        json!({"type": "stats", "id": id, "data": stats(&metrics)})
-    );
-    Ok(())
+fn print_stats(id: &str, metrics: &Metrics) -> anyhow::Result<()> {
+    print_line("stats", id, Some(stats(metrics)))
+}
+
+fn no_stats(error: TaskError, id: &str) -> anyhow::Error {
+    anyhow!(error).context(format!("cannot read the statistics of {id}"))
+}
+
+/// A line of the output, its members in runc's order.
+#[derive(Serialize)]
+struct Line<'a> {
+    r#type: &'static str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
+fn print_line(r#type: &'static str, id: &str, data: Option<Value>) -> anyhow::Result<()> {
+    let line = serde_json::to_string(&Line { r#type, id, data })?;
+    writeln!(std::io::stdout(), "{line}").context("cannot print an event")
 }
 
 fn is_end(event: &Envelope, id: &str) -> bool {

@@ -221,6 +221,21 @@ mod tests {
     }
 
     #[test]
+    fn options_of_other_runtimes_are_taken_where_those_take_them() {
+        let words = [
+            "--systemd-cgroup",
+            "--rootless",
+            "auto",
+            "--criu",
+            "/x",
+            "list",
+        ];
+        assert!(CommandLine::try_parse_from(["husk"].iter().chain(&words)).is_ok());
+        assert!(CommandLine::try_parse_from(["husk", "--rootless", "true", "list"]).is_err());
+        assert!(CommandLine::try_parse_from(["husk", "spec", "--rootless"]).is_ok());
+    }
+
+    #[test]
     fn help_lists_every_verb_but_the_hidden_one() {
         let command = CommandLine::command();
         for verb in command.get_subcommands() {
