@@ -178,16 +178,6 @@ pub(crate) enum LimitError {
     },
 }
 
-impl LimitError {
-    /// With what caused it: a child's report is text.
-    pub(crate) fn in_one_line(&self) -> String {
-        match self {
-            Self::Missing { .. } => self.to_string(),
-            Self::Write { source, .. } => format!("{self}: {source}"),
-        }
-    }
-}
-
 /// Writes limits, but for the device rules. Those before one that fails are set.
 pub(crate) fn write(path: &Path, limits: &Limits) -> Result<(), LimitError> {
     limits.writes.iter().try_for_each(|limit| set(path, limit))

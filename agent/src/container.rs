@@ -29,6 +29,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// Which namespaces a further process has to join.
     pub(crate) namespaces: Namespaces,
+    /// Whether the kernel kills everybody with the first process: it is the first of a pid namespace.
+    pub(crate) has_own_pids: bool,
     id_maps: Option<IdMaps>,
     /// The first process as it was planned; further ones take over from it.
     pub(crate) template: plan::Process,
@@ -101,13 +103,18 @@ impl Member {
 impl Container {
     /// A container that is being made from its plan, with no process yet.
     pub(crate) fn new(cgroup: Cgroup, plan: &Plan) -> Self {
-        let (namespaces, id_maps) = match &plan.entry {
-            Entry::Create(container) => (container.namespaces(), container.id_maps.clone()),
-            Entry::Join(namespaces) => (*namespaces, None),
+        let (namespaces, fresh, id_maps) = match &plan.entry {
+            Entry::Create(container) => (
+                container.namespaces(),
+                container.unshare,
+                container.id_maps.clone(),
+            ),
+            Entry::Join(namespaces) => (*namespaces, Namespaces::default(), None),
         };
         Self {
             cgroup,
             namespaces,
+            has_own_pids: fresh.contains(Namespaces::PID),
             id_maps,
             template: plan.process.clone(),
             pidfd: None,
@@ -135,11 +142,6 @@ impl Container {
                 IdMap::outside(&maps.gids, process.gid).unwrap_or(0),
             ),
         }
-    }
-
-    /// Whether the kernel kills everybody with the first process.
-    pub(crate) fn has_own_pids(&self) -> bool {
-        self.namespaces.contains(Namespaces::PID)
     }
 
     /// Whether there is still something to hear of one of its processes.

@@ -95,6 +95,11 @@ impl Container {
             .any(|process| process.killed && process.exit().is_none())
     }
 
+    /// Whether it was made, and its init process has exited.
+    pub(crate) fn is_over(&self) -> bool {
+        self.files.is_some() && self.init.exit().is_some()
+    }
+
     /// The VM is gone, and every process with it.
     pub(crate) fn lose(&mut self) {
         let exit = Exit::lost();
@@ -121,6 +126,7 @@ impl Container {
             created_ns: self.created_ns,
             exit_status: self.init.exit().map(|exit| exit.status),
             annotations: self.annotations.clone(),
+            poststop: self.hooks.poststop.clone(),
         }
     }
 }

@@ -10,6 +10,9 @@ mod assets;
 mod cli;
 /// What the user told husk: common options and the configuration file.
 mod config;
+/// Descriptors that came with this process.
+#[expect(unsafe_code, reason = "close_range is not in the safe libraries")]
+mod inherited;
 /// Whether this host's KVM is fit.
 mod kvm;
 /// The log file.
@@ -32,6 +35,8 @@ mod events;
 mod hooks;
 /// What containerd's Task API has no method for.
 mod inspect;
+/// The sandbox's network namespace.
+mod network;
 /// Descriptors the runtime waits for.
 #[expect(
     unsafe_code,

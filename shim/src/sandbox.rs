@@ -30,6 +30,7 @@ use crate::rootfs::Share;
 use crate::spec::{HostPart, VmSize};
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
+use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
 use standstill::{AgentCalls, Standstill};
 
@@ -68,10 +69,22 @@ pub(crate) struct Sandbox {
     created_ns: u64,
     bundle: PathBuf,
     this: ProcessRef,
+    reported_pid: ReportedPid,
+    /// The supervisor's cgroup, while it is in that of its container.
+    home: Option<Cgroup>,
     handle: Handle,
     closing: bool,
     life: watch::Sender<Life>,
     events: Events,
+}
+
+/// Whose pid is reported for the processes of a sandbox, which have none on this host.
+#[derive(Clone, Debug)]
+pub(crate) enum ReportedPid {
+    /// Lives as long as the VM, in the pod's network namespace: for callers that look at a process.
+    Vmm,
+    /// Ends with the container's exit status: for callers that wait for a child.
+    Supervisor(Face),
 }
 
 /// The VM, once there is one.
@@ -80,6 +93,8 @@ struct Machine {
     vm: Vm,
     /// What it was made with; it stays so.
     size: VmSize,
+    /// See [`ReportedPid`].
+    pid: i32,
     cgroup: Option<Cgroup>,
     standstill: Standstill,
     /// None while it boots.
@@ -93,6 +108,8 @@ pub(crate) enum Life {
     Idle,
     /// There are containers.
     Busy,
+    /// There are containers, and all have exited.
+    Over,
     /// All is removed.
     Gone,
 }
@@ -112,7 +129,9 @@ pub(crate) struct Origin {
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) share: Share,
+    /// The supervisor's process.
     pub(crate) this: ProcessRef,
+    pub(crate) reported_pid: ReportedPid,
 }
 
 /// Starts the owner of a new sandbox.
@@ -136,6 +155,8 @@ pub(crate) fn start(origin: Origin) -> Handle {
         created_ns: now_ns(),
         bundle: PathBuf::new(),
         this: origin.this,
+        reported_pid: origin.reported_pid,
+        home: None,
         handle: handle.clone(),
         closing: false,
         life,
@@ -294,7 +315,7 @@ impl Sandbox {
             Ok(process) => {
                 if process.stop(exit) {
                     tracing::info!(process = %key, status = exit.status, "exited");
-                    let (key, pid) = (key.clone(), self.reported_pid());
+                    let (key, pid) = (key.clone(), self.pid());
                     self.events.publish(Event::Exit { key, pid, exit });
                     self.save();
                 }
@@ -303,8 +324,9 @@ impl Sandbox {
         }
     }
 
-    fn reported_pid(&self) -> i32 {
-        self.machine().map_or(0, |machine| machine.vm.process.pid)
+    /// The pid that was reported for every process.
+    fn pid(&self) -> i32 {
+        self.machine().map_or(0, |machine| machine.pid)
     }
 
     /// The agent's news that the kernel killed a process of a container for memory.
@@ -320,7 +342,7 @@ impl Sandbox {
         if !self.closing {
             tracing::error!("the VM ended: {end}");
         }
-        let pid = self.reported_pid();
+        let pid = self.pid();
         for (id, container) in &mut self.containers {
             if container.init.exit().is_none() {
                 let (key, exit) = (ProcessKey::init(id), Exit::lost());
@@ -341,6 +363,8 @@ impl Sandbox {
         }
         let life = if self.containers.is_empty() {
             Life::Idle
+        } else if self.containers.values().all(Container::is_over) {
+            Life::Over
         } else {
             Life::Busy
         };
@@ -365,6 +389,7 @@ impl Sandbox {
             created_ns: self.created_ns,
             supervisor: self.this,
             vmm: machine.map(|machine| machine.vm.process),
+            pid: machine.map(|machine| machine.pid),
             cgroup: machine
                 .and_then(|machine| machine.cgroup.as_ref())
                 .map(|cgroup| cgroup.dir().to_owned()),

@@ -48,6 +48,8 @@ pub(crate) struct HostPart {
     pub(crate) terminal: bool,
     /// The container's hostname.
     pub(crate) hostname: Option<String>,
+    /// The network namespace that the VMM is to be in.
+    pub(crate) network: Option<PathBuf>,
     /// Where the host cgroup is to be.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// What the container may use.
@@ -63,6 +65,8 @@ pub(crate) struct HostPart {
 pub(crate) struct Bind {
     /// Absolute, or relative to the bundle.
     pub(crate) source: PathBuf,
+    /// Absolute, in the container.
+    pub(crate) destination: PathBuf,
     /// Not even the VMM may write to it.
     pub(crate) read_only: bool,
     /// With the mounts below it.
@@ -125,6 +129,7 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
         ..HostPart::default()
     };
     if let Some(linux) = spec.linux() {
+        host.network = refuse::namespaces(linux)?;
         host.cgroups_path = linux.cgroups_path().clone();
         if let Some(resources) = linux.resources() {
             host.demand = Demand::of(resources);
@@ -141,9 +146,13 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
     }
-    spec.set_hooks(None);
+    spec.set_hooks(guests_hooks(&spec));
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
+        for namespace in linux.namespaces_mut().iter_mut().flatten() {
+            // Those of the host; the guest makes its own.
+            namespace.set_path(None);
+        }
     }
     let guest = serde_json::to_vec(&spec).map_err(SpecError::Write)?;
     Ok(Split { guest, host })
@@ -196,7 +205,6 @@ fn check(spec: &Spec) -> Result<(), SpecError> {
         .ok_or(SpecError::Missing("process"))?;
     check_process(process)?;
     let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
-    refuse::namespaces(linux)?;
     refuse::devices(linux)?;
     refuse::seccomp_notify(linux)?;
     refuse::host_features(linux)
@@ -211,6 +219,14 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
         return Err(SpecError::RelativeCwd(process.cwd().clone()));
     }
     Ok(())
+}
+
+/// Those that run inside the container.
+fn guests_hooks(spec: &Spec) -> Option<oci_spec::runtime::Hooks> {
+    let start = spec.hooks().as_ref()?.start_container().clone()?;
+    let mut hooks = oci_spec::runtime::Hooks::default();
+    hooks.set_start_container(Some(start));
+    Some(hooks)
 }
 
 fn rootfs_path(spec: &Spec) -> Result<PathBuf, SpecError> {
@@ -256,6 +272,7 @@ fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(
     mount.set_source(Some(share.join("mounts").join(binds.len().to_string())));
     binds.push(Bind {
         source,
+        destination: mount.destination().clone(),
         read_only: has("ro") || has("rro"),
         recursive: has("rbind"),
         follows_host: ["slave", "rslave", "shared", "rshared"]

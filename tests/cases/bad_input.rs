@@ -57,6 +57,10 @@ fn broken_configuration() {
 
 #[test]
 fn a_version_nobody_knows() {
+    // runc looks at no version.
+    if !Runtime::is_husk() {
+        return;
+    }
     refused(
         &Bundle::busybox().with("/ociVersion", json!("7.0.0")),
         &["ociVersion", "7.0.0"],
@@ -179,7 +183,10 @@ fn no_permission_for_kvm() {
     let bundle = Bundle::busybox();
     bundle.write();
     fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let mut command = Command::new(runtime.executable());
+    // The built tree may lie where another user cannot go.
+    let executable = bundle.path().join("husk");
+    fs::copy(runtime.executable(), &executable).unwrap();
+    let mut command = Command::new(executable);
     command
         .args(["run", "--bundle", bundle.path().to_str().unwrap(), "x"])
         .uid(65534)

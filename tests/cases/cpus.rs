@@ -1,26 +1,45 @@
-//! As many CPUs as the quota asks for.
+//! As many CPUs as are configured, or as the quota asks for.
 
 use harness::{Bundle, Runtime};
 use serde_json::json;
 
-fn seen_with_quota(cpus: i64) -> String {
-    let bundle = Bundle::busybox()
-        .shell("nproc; grep -c ^processor /proc/cpuinfo")
-        .with(
-            "/linux/resources/cpu",
-            json!({"quota": cpus * 100_000, "period": 100_000}),
-        );
-    let output = Runtime::from_environment().run(&bundle);
-    output.assert_status(0);
-    output.text()
+const SEEN: &str = "nproc; grep -c ^processor /proc/cpuinfo";
+
+fn configured(cpus: u8) {
+    if !Runtime::is_husk() {
+        return;
+    }
+    Runtime::from_environment()
+        .configured(&format!("vcpus = {cpus}"))
+        .run(&Bundle::busybox().shell(SEEN))
+        .assert_prints(&format!("{cpus}\n{cpus}\n"));
 }
 
 #[test]
 fn two() {
+    configured(2);
+}
+
+#[test]
+fn four() {
+    configured(4);
+}
+
+/// More than the host has would only take turns.
+#[test]
+fn quota_is_rounded_up_to_what_the_host_has() {
     if !Runtime::is_husk() {
         return;
     }
-    assert_eq!(seen_with_quota(2), "2\n2\n");
+    let host = std::thread::available_parallelism().unwrap().get();
+    let bundle = Bundle::busybox().shell(SEEN).with(
+        "/linux/resources/cpu",
+        json!({"quota": 150_000, "period": 100_000}),
+    );
+    let seen = host.min(2);
+    Runtime::from_environment()
+        .run(&bundle)
+        .assert_prints(&format!("{seen}\n{seen}\n"));
 }
 
 #[test]
@@ -30,8 +49,9 @@ fn both_work_at_once() {
     }
     let bundle = Bundle::busybox()
         .shell("for c in 0 1; do taskset -c $c sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo done' & done; wait")
-        .with("/linux/resources/cpu", json!({"quota": 200_000, "period": 100_000}));
+;
     Runtime::from_environment()
+        .configured("vcpus = 2")
         .run(&bundle)
         .assert_prints("done\ndone\n");
 }

@@ -62,7 +62,7 @@ impl Prepared<'_> {
             let why = match ended {
                 Ok(None) => continue,
                 Ok(Some(why)) => format!("{why}{}", self.said()),
-                Err(error) => super::errno_text(super::StepErrno::from(error).0),
+                Err(error) => super::io_error_text(&error),
             };
             return Err(failure(format!(
                 "startContainer hook {:?}: {why}",

@@ -75,6 +75,10 @@ fn errno_text(errno: Errno) -> String {
     }
 }
 
+fn io_error_text(error: &std::io::Error) -> String {
+    Errno::from_io_error(error).map_or_else(|| error.to_string(), errno_text)
+}
+
 /// Says what was being done.
 trait Doing<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T, StepError>;

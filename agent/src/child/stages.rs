@@ -12,9 +12,10 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::clone::{self, Side, clone_sibling};
 use super::id_mapped::{self, Prepared};
 use super::{
-    Doing, StepError, console, devices, hooks, mounts, program, quoted, root, schedule, user,
+    Doing, StepError, console, devices, hooks, io_error_text, mounts, program, quoted, root,
+    schedule, user,
 };
-use crate::cgroup;
+use crate::cgroup::{self, LimitError};
 use crate::network;
 use crate::plan::{
     Container, Entry, IdMap, IdMaps, Limits, Namespaces, Plan, Process, Schedule, TimeOffset,
@@ -31,6 +32,7 @@ pub(super) fn enter(
     let cgroup = open(&plan.cgroup, OFlags::PATH | directory, Mode::empty())
         .doing(|| "cannot open the cgroup".to_owned())?;
     let prepared = outer(plan)?;
+    let cgroup_namespace = cgroup_namespace(&plan.entry)?;
     let fresh = join(&plan.entry, target.as_ref())?;
     let (here, there) = socketpair(
         AddressFamily::UNIX,
@@ -52,6 +54,7 @@ pub(super) fn enter(
                 status,
                 sync: &there,
                 target,
+                cgroup_namespace,
                 prepared,
             };
             let failure = match become_program(plan, inside) {
@@ -71,6 +74,8 @@ struct Inside<'s> {
     /// Says when the id maps are there.
     sync: &'s OwnedFd,
     target: Option<OwnedFd>,
+    /// To be joined.
+    cgroup_namespace: Option<OwnedFd>,
     prepared: Prepared,
 }
 
@@ -100,7 +105,12 @@ fn limit(cgroup: &Path, limits: &Limits) -> Result<(), Failure> {
         kind: FailureKind::SetUp,
         message,
     };
-    cgroup::write(cgroup, limits).map_err(|error| failure(error.in_one_line()))?;
+    cgroup::write(cgroup, limits).map_err(|error| {
+        failure(match &error {
+            LimitError::Write { source, .. } => format!("{error}: {}", io_error_text(source)),
+            LimitError::Missing { .. } => error.to_string(),
+        })
+    })?;
     let Some(devices) = &limits.devices else {
         return Ok(());
     };
@@ -118,10 +128,9 @@ fn join(entry: &Entry, target: Option<&OwnedFd>) -> Result<Namespaces, StepError
             if container.unshare.contains(Namespaces::TIME) {
                 new_clocks(&container.time_offsets)?;
             }
-            for (kind, path) in &container.join {
-                let namespace = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                    .doing(|| format!("cannot open namespace {}", quoted(path)))?;
-                setns(namespace, flags(*kind))
+            let now = container.join.iter();
+            for (kind, path) in now.filter(|(kind, _)| *kind != Namespaces::CGROUP) {
+                setns(open_namespace(path)?, flags(*kind))
                     .doing(|| format!("cannot join namespace {}", quoted(path)))?;
             }
             // The cgroup namespace has its root where its maker is: stage 2 makes it itself.
@@ -137,6 +146,21 @@ fn join(entry: &Entry, target: Option<&OwnedFd>) -> Result<Namespaces, StepError
             Ok(Namespaces::default())
         }
     }
+}
+
+/// One that is given by path. Stage 2 joins it, for the reason that [`join`] leaves it out.
+fn cgroup_namespace(entry: &Entry) -> Result<Option<OwnedFd>, StepError> {
+    let Entry::Create(container) = entry else {
+        return Ok(None);
+    };
+    let mut joined = container.join.iter();
+    let found = joined.find(|(kind, _)| *kind == Namespaces::CGROUP);
+    found.map(|(_, path)| open_namespace(path)).transpose()
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, StepError> {
+    open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("cannot open namespace {}", quoted(path)))
 }
 
 /// A time namespace for the clone; this process stays in its own, which is why it can still set the clocks.
@@ -199,6 +223,10 @@ fn become_program(plan: &Plan, inside: Inside<'_>) -> Result<std::convert::Infal
     let mut start_hooks = None;
     match &plan.entry {
         Entry::Create(container) => {
+            if let Some(namespace) = inside.cgroup_namespace {
+                setns(namespace, flags(Namespaces::CGROUP))
+                    .doing(|| "cannot join the cgroup namespace".to_owned())?;
+            }
             create(container, plan, status, inside.prepared)?;
             start_hooks = container.start_hooks.as_ref();
         }
@@ -270,13 +298,14 @@ fn create(
     let late = mounts::mount_all(&root, container, &plan.cgroup, prepared)?;
     devices::make(&root, container)?;
     root::make_cwd(&root, &process.cwd)?;
-    let root = root.pivot(container)?;
+    let root = root.pivot()?;
     if process.terminal {
         let slave = console::open(process, status)?;
         console::bind(&root, &slave)?;
         console::attach(&slave)?;
     }
     mounts::restrict(&root, container, &late)?;
+    root::propagate(container.propagation)?;
     Ok(())
 }
 

@@ -348,10 +348,15 @@ fn read_huge_pages(limit: &LinuxHugepageLimit, limits: &mut Limits) -> Result<()
         });
     }
     let value = limit.limit();
-    limits.add("hugepageLimits", format!("hugetlb.{size}.max"), value);
-    limits.add("hugepageLimits", format!("hugetlb.{size}.rsvd.max"), value);
-    if let Some(write) = limits.writes.last_mut() {
-        write.optional = true;
+    for file in [
+        format!("hugetlb.{size}.max"),
+        format!("hugetlb.{size}.rsvd.max"),
+    ] {
+        limits.add("hugepageLimits", file, value);
+        // Of pages of a size that the machine does not have, nobody uses too many.
+        if let Some(write) = limits.writes.last_mut() {
+            write.optional = true;
+        }
     }
     Ok(())
 }

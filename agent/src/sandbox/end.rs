@@ -34,7 +34,7 @@ impl Sandbox {
         }
         // Orphans of a container that shares its pid namespace live on without their init.
         if key.exec.is_empty()
-            && !container.has_own_pids()
+            && !container.has_own_pids
             && let Err(error) = container.cgroup.kill()
         {
             warn!("{}: cannot kill the rest: {error}", key.container);

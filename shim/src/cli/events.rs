@@ -84,7 +84,10 @@ async fn follow(task: &Task, args: &EventsArgs) -> anyhow::Result<()> {
             _ = ticks.tick() => match task.stats().await {
                 Ok(metrics) => print_stats(&args.id, &metrics)?,
                 // It has ended, and the event is on its way.
-                Err(TaskError::Refused { code: Code::NOT_FOUND | Code::UNAVAILABLE, .. }) => return Ok(()),
+                Err(TaskError::Refused {
+                    code: Code::NOT_FOUND | Code::FAILED_PRECONDITION | Code::UNAVAILABLE,
+                    ..
+                }) => return Ok(()),
                 Err(error) => return Err(no_stats(error, &args.id)),
             },
         }

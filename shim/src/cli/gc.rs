@@ -10,6 +10,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use super::foreground::block_on;
 use super::{Failure, remains};
 use crate::config::Options;
 use crate::state::{Record, StateDir, StateError, Status};
@@ -53,6 +54,11 @@ fn collect(options: &Options, id: &str, now: SystemTime) -> anyhow::Result<Optio
             } else {
                 let mut removed = remains::stop(&state, &record)?;
                 state.remove()?;
+                block_on(async {
+                    remains::poststop(&record).await;
+                    Ok(())
+                })
+                .map_err(|failure| failure.error)?;
                 removed.push(format!("state {path}"));
                 removed
             };
@@ -135,6 +141,7 @@ mod tests {
             created_ns: 0,
             supervisor,
             vmm: None,
+            pid: None,
             cgroup: None,
             containers: vec![ContainerRecord {
                 id: "web".into(),
@@ -144,6 +151,7 @@ mod tests {
                 created_ns: 0,
                 exit_status,
                 annotations: std::collections::BTreeMap::new(),
+                poststop: Vec::new(),
             }],
             ended: None,
         }

@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 use std::str::FromStr as _;
 
-use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use super::Failure;
@@ -50,14 +49,20 @@ pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failur
     if args.signal == 0 {
         return Ok(ExitCode::SUCCESS);
     }
-    block_on(async {
+    let killed = block_on(async {
         let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .kill(args.signal, args.all)
-            .await
-            .with_context(|| format!("cannot send a signal to {}", args.id))?;
-        Ok(ExitCode::SUCCESS)
-    })
+        let task = Task::init(supervisor, &args.id);
+        Ok(task.kill(args.signal, args.all).await?)
+    });
+    if let Err(failure) = killed {
+        // It may have ended in the meantime.
+        record::state(options, &args.id)?.expect_one_of(&ALIVE, NOT_RUNNING)?;
+        let error = failure.error;
+        return Err(error
+            .context(format!("cannot send a signal to {}", args.id))
+            .into());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn signal_number(text: &str) -> Result<u32, String> {

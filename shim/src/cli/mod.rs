@@ -23,12 +23,18 @@ mod update;
 mod bundle;
 /// Dates and times of day.
 mod calendar;
+/// A terminal for a process in the background.
+mod console;
+/// The end of a container's supervisor.
+mod ending;
 /// A process in the foreground.
 mod foreground;
 /// What is known of a container from disk.
 mod record;
 /// What a dead supervisor left behind.
 mod remains;
+/// A process that stands for an exec in the background.
+mod session;
 /// The signals to pass on.
 mod signals;
 /// One process, through its supervisor.
@@ -192,8 +198,8 @@ pub(crate) fn run(command: CommandLine) -> Result<ExitCode, Failure> {
         Verb::Spec(args) => spec::run(&args),
         Verb::Check(args) => check::run(&options, &args),
         Verb::Serve(args) => {
-            supervise::serve(&options, &args)?;
-            Ok(ExitCode::SUCCESS)
+            let status = supervise::serve(&options, &args)?;
+            Ok(foreground::exit_code(status.unwrap_or(0)))
         }
     }
 }

@@ -91,11 +91,11 @@ fn of(record: Record, id: &str) -> Option<State> {
     } else {
         Status::Stopped
     };
-    let pid = record.vmm.filter(|_| status != Status::Stopped);
+    let pid = record.pid.filter(|_| status != Status::Stopped);
     Some(State {
         oci_version: SPEC_VERSION,
         id: container.id,
-        pid: pid.map_or(0, |vmm| vmm.pid),
+        pid: pid.unwrap_or(0),
         status,
         bundle: container.bundle,
         rootfs: container.rootfs,
@@ -117,6 +117,7 @@ mod tests {
             created_ns: 0,
             supervisor,
             vmm: ProcessRef::of(1),
+            pid: Some(1),
             cgroup: None,
             containers: vec![ContainerRecord {
                 id: "web".into(),
@@ -126,6 +127,7 @@ mod tests {
                 created_ns: 951_782_400_000_000_007,
                 exit_status: None,
                 annotations: BTreeMap::new(),
+                poststop: Vec::new(),
             }],
             ended: None,
         }

@@ -1,7 +1,7 @@
 //! What a dead supervisor left behind, removed by its record on disk.
 //!
 //! ```text
-//!   kill the VMM, should it live ─► remove the cgroup ─► unmount ─► remove the state directory
+//!   kill the VMM, should it live ─► remove the cgroup ─► unmount ─► remove the state directory ─► poststop hooks
 //! ```
 //!
 //! The mounts of a sandbox are its supervisor's own and have gone with it; only where somebody has mounted more below its directory
@@ -18,7 +18,8 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::Cgroup;
-use crate::state::{ProcessRef, Record, StateDir};
+use crate::hooks::{self, HookState};
+use crate::state::{ProcessRef, Record, StateDir, Status};
 
 /// For a killed process to end.
 const KILLED: Duration = Duration::from_secs(3);
@@ -27,9 +28,9 @@ const KILLED: Duration = Duration::from_secs(3);
 const MOUNT_POINT_FIELD: usize = 4;
 
 /// Removes all of it; `record` is None when the supervisor did not get so far as to write one.
-pub(super) fn remove(state: &StateDir, record: Option<Record>) -> anyhow::Result<()> {
+pub(super) fn remove(state: &StateDir, record: Option<&Record>) -> anyhow::Result<()> {
     if let Some(record) = record {
-        stop(state, &record)?;
+        stop(state, record)?;
     }
     Ok(state.remove()?)
 }
@@ -95,6 +96,15 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Runs the hooks that the supervisor did not live to run.
+pub(super) async fn poststop(record: &Record) {
+    for container in &record.containers {
+        let mut state = HookState::new(&container.id, Status::Stopped, 0, &container.bundle);
+        state.annotations.clone_from(&container.annotations);
+        hooks::run_anyway(&container.poststop, &state).await;
+    }
+}
+
 /// Ends the VMM and waits for its end.
 fn end(vmm: ProcessRef) -> anyhow::Result<()> {
     let Some(pidfd) = vmm.open() else {
@@ -132,11 +142,12 @@ mod tests {
                 start_time: u64::MAX,
             },
             vmm: ProcessRef::of(vmm.id().try_into().unwrap()),
+            pid: None,
             cgroup: None,
             containers: Vec::new(),
             ended: None,
         };
-        remove(&state, Some(record)).unwrap();
+        remove(&state, Some(&record)).unwrap();
         assert!(!state.path().exists());
         assert!(vmm.try_wait().unwrap().is_some());
     }

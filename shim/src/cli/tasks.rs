@@ -73,6 +73,17 @@ impl Streams {
             stderr: if terminal { String::new() } else { of(2) },
         }
     }
+
+    /// This process's descriptor of a terminal.
+    pub(super) fn terminal(fd: i32) -> Self {
+        let name = format!("fd://{}/{fd}", std::process::id());
+        Self {
+            terminal: true,
+            stdin: name.clone(),
+            stdout: name,
+            stderr: String::new(),
+        }
+    }
 }
 
 /// A container's init process, or one of its execs.

@@ -53,7 +53,7 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
     let (hooks, state) = hooks?;
     hooks::run_anyway(&hooks.poststop, &state).await;
     Ok(Deleted {
-        pid: begun.machine.vm.process.pid,
+        pid: begun.machine.pid,
         exit,
     })
 }

@@ -13,7 +13,7 @@ use crate::stdio::Stdio;
 #[derive(Clone, Debug)]
 pub(crate) struct ProcessState {
     pub(crate) bundle: PathBuf,
-    /// The pid to report: the VMM's.
+    /// The pid to report.
     pub(crate) pid: i32,
     pub(crate) phase: Phase,
     pub(crate) stdio: Stdio,
@@ -155,7 +155,7 @@ impl Sandbox {
         let process = self.process(key)?;
         Ok(ProcessState {
             bundle: self.container(&key.container)?.bundle.clone(),
-            pid: self.machine()?.vm.process.pid,
+            pid: self.machine()?.pid,
             phase: self.phase(key)?,
             stdio: process.stdio.clone(),
             exit: process.exit(),

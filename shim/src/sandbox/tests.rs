@@ -217,6 +217,7 @@ impl Fixture {
             state,
             share: share.clone(),
             this,
+            reported_pid: ReportedPid::Vmm,
         });
         let fake = Arc::new(FakeAgent::new());
         let path = root.path().join("agent");
@@ -242,6 +243,7 @@ impl Fixture {
                 memory_mib: 64 + 128,
                 vcpus: 1,
             },
+            pid: this.pid,
             cgroup: None,
             agent: watch::channel(Some(Ok(agent))).1,
         };

@@ -15,6 +15,7 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
 use super::{SERVING, StartArgs};
+use crate::inherited;
 use crate::inspect::InspectClient;
 use crate::state::{StateDir, StateError};
 
@@ -66,9 +67,15 @@ pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
+    // What the command line reports is waited for by its callers.
+    command.arg("--report-own-pid");
+    if args.end_with_container {
+        command.arg("--end-with-container");
+    }
     if let Some(owner) = args.owner {
         command.args(["--owner", &owner.to_string()]);
     }
+    inherited::close_on_exec().map_err(StartError::Spawn)?;
     let mut child = command.spawn().map_err(StartError::Spawn)?;
     let words = child.stdout.take().ok_or(StartError::Silent)?;
     match hear(words.into()).await.map_err(StartError::Listen)?.trim() {
