@@ -29,8 +29,12 @@ mod agent;
 mod cgroup;
 /// The host's record of one container.
 mod container;
+/// What happens in a sandbox by itself.
+mod events;
 /// Programs of the host around a container's life.
 mod hooks;
+/// What containerd's Task API has no method for.
+mod inspect;
 /// The sandbox's network namespace.
 mod network;
 /// Descriptors the runtime waits for.
@@ -51,6 +55,8 @@ mod service;
 mod spec;
 /// The state directory.
 mod state;
+/// What a guest says of its cgroups, in containerd's terms.
+mod stats;
 /// A process's streams, between the outside and the guest.
 mod stdio;
 /// The VMM process and its control socket.

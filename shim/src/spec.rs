@@ -14,14 +14,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_api::SHARE_DIR;
-use oci_spec::runtime::{Mount, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
 
 use crate::hooks::Hooks;
 
 mod refuse;
 mod size;
+mod vm;
 
 pub(crate) use size::{Demand, HostSize, SizeError, VmSize};
+use vm::Asked;
 
 /// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
@@ -78,6 +80,8 @@ pub(crate) struct Bind {
 pub(crate) enum SpecError {
     #[error("config.json is not an OCI configuration")]
     Parse(#[source] serde_json::Error),
+    #[error("the resources are not OCI linux.resources")]
+    Resources(#[source] serde_json::Error),
     #[error("the configuration for the guest cannot be written")]
     Write(#[source] serde_json::Error),
     #[error("ociVersion {0:?} is not supported: 1.x is")]
@@ -95,6 +99,11 @@ pub(crate) enum SpecError {
     },
     #[error("process.cwd {} is not an absolute path", .0.display())]
     RelativeCwd(PathBuf),
+    /// A size that is none.
+    #[error("{name} is {value:?}, not a number of a possible size")]
+    Number { name: String, value: String },
+    #[error(transparent)]
+    Size(#[from] SizeError),
     #[error("mount destination {} is not an absolute path", .0.display())]
     RelativeDestination(PathBuf),
     /// Something that ends at the border of a VM.
@@ -104,7 +113,7 @@ pub(crate) enum SpecError {
 
 /// Splits the `config.json` of container `id`.
 pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
-    let mut spec: Spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
+    let (mut spec, asked) = parse(config)?;
     check(&spec)?;
     let mut host = HostPart {
         rootfs: rootfs_path(&spec)?,
@@ -122,8 +131,11 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
     if let Some(linux) = spec.linux() {
         host.network = refuse::namespaces(linux)?;
         host.cgroups_path = linux.cgroups_path().clone();
-        host.demand = Demand::of(linux);
+        if let Some(resources) = linux.resources() {
+            host.demand = Demand::of(resources);
+        }
     }
+    host.demand.asked = vm::annotated(&host.annotations, asked)?;
     let share = Path::new(SHARE_DIR).join(id);
     if let Some(root) = spec.root_mut() {
         root.set_path(share.join("rootfs"));
@@ -156,6 +168,31 @@ pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
         serde_json::to_vec(&process).map_err(SpecError::Write)?,
         terminal,
     ))
+}
+
+/// The limits of an update, an OCI `linux.resources` object, made fit for the guest. With it, what they demand of the VM.
+pub(crate) fn resources(json: &[u8]) -> Result<(Demand, Vec<u8>), SpecError> {
+    let mut resources: LinuxResources =
+        serde_json::from_slice(json).map_err(SpecError::Resources)?;
+    refuse::realtime(&resources)?;
+    resources.set_devices(None);
+    Ok((
+        Demand::of(&resources),
+        serde_json::to_vec(&resources).map_err(SpecError::Write)?,
+    ))
+}
+
+/// The configuration without its `vm` section, and the size that this asks for.
+fn parse(config: &[u8]) -> Result<(Spec, Asked), SpecError> {
+    let Some(asked) = vm::section(config)? else {
+        let spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
+        return Ok((spec, Asked::default()));
+    };
+    let mut sections: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(config).map_err(SpecError::Parse)?;
+    sections.remove("vm");
+    let spec = serde_json::from_value(sections.into()).map_err(SpecError::Parse)?;
+    Ok((spec, asked))
 }
 
 fn check(spec: &Spec) -> Result<(), SpecError> {

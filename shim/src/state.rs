@@ -48,7 +48,7 @@ pub(crate) enum StateError {
     #[error("a container with id {0:?} exists already")]
     Exists(String),
     /// Nobody has the id.
-    #[error("there is no container with id {0:?}")]
+    #[error("container {0:?} does not exist")]
     NotFound(String),
     /// `state.json` is not what this program writes.
     #[error("{} is damaged", path.display())]
@@ -99,6 +99,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) id: String,
     /// Its bundle, absolute.
     pub(crate) bundle: PathBuf,
+    /// Its root file system on the host, absolute.
+    #[serde(default)]
+    pub(crate) rootfs: PathBuf,
     /// Where it is in its life.
     pub(crate) status: Status,
     /// Nanoseconds since 1970.
@@ -123,6 +126,8 @@ pub(crate) enum Status {
     Created,
     /// Its program was executed.
     Running,
+    /// None of its processes runs until it is resumed.
+    Paused,
     /// Its init process has exited.
     Stopped,
 }
@@ -133,6 +138,7 @@ impl fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }

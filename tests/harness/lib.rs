@@ -10,6 +10,7 @@
 #![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
 
 mod archive;
+mod background;
 mod bundle;
 mod engine;
 mod output;
@@ -19,6 +20,7 @@ mod runtime;
 mod terminal;
 
 pub use archive::initrd_with;
+pub use background::Background;
 pub use bundle::Bundle;
 pub use engine::{Adopted, Console, Engine};
 pub use output::Output;

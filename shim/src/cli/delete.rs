@@ -69,7 +69,8 @@ fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Fail
         _ if args.force => FORCED,
         status => {
             let status = status.unwrap_or(Status::Creating);
-            return Err(anyhow!("cannot delete {}: it is {status}, not stopped", args.id).into());
+            let words = "cannot delete container";
+            return Err(anyhow!("{words} {} that is not stopped: {status}", args.id).into());
         }
     };
     if status != Some(Status::Stopped)

@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
-use super::{Handle, HostPart, Machine, ReportedPid, Sandbox};
+use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::process::{Exit, ProcessKey};
@@ -106,10 +106,13 @@ impl Sandbox {
             ReportedPid::Vmm => vm.process.pid,
             ReportedPid::Supervisor(_) => self.this.pid,
         };
+        let standstill = Standstill::new(vm.control.clone(), self.handle.clone());
         let machine = Machine {
             vm,
+            size,
             pid,
             cgroup,
+            standstill,
             agent,
         };
         self.machine = Some(machine.clone());
@@ -250,7 +253,7 @@ async fn forward(mut events: ClientStreamReceiver<AgentEvent>, handle: Handle, v
                 handle.tell(move |sandbox| sandbox.on_exit(&key, exit));
             }
             Some(Kind::Oom(oom)) => {
-                tracing::warn!(container = oom.container_id, "out of memory");
+                handle.tell(move |sandbox| sandbox.on_oom(oom.container_id));
             }
             Some(_) | None => tracing::debug!("the agent sent an event of no known kind"),
         }

@@ -124,7 +124,7 @@ async fn end(machine: &Machine) {
     if vm.end().is_some() {
         return;
     }
-    if let Some(agent) = machine.agent_now() {
+    if let Some(agent) = machine.agent_now().await {
         let powered_off = async {
             if let Err(e) = agent.shutdown().await {
                 tracing::warn!("the agent did not power off: {e}");

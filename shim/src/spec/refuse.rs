@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccompAction, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, LinuxSeccompAction,
+    Spec,
 };
 
 use super::SpecError;
@@ -128,6 +129,18 @@ pub(super) fn host_features(linux: &Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
+/// Version 2 of cgroups has no realtime scheduling limits.
+pub(super) fn realtime(resources: &LinuxResources) -> Result<(), SpecError> {
+    let cpu = resources.cpu().as_ref();
+    if cpu.is_some_and(|cpu| cpu.realtime_runtime().is_some() || cpu.realtime_period().is_some()) {
+        return Err(refused(
+            "a limit on realtime CPU time",
+            "the guest has version 2 of cgroups, which has none",
+        ));
+    }
+    Ok(())
+}
+
 /// The hooks that run on the host. Those before the start of the program are the guest's.
 pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
     let Some(hooks) = spec.hooks() else {
@@ -166,7 +179,7 @@ pub(super) fn kernel_files(source: &Path) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn refused(what: impl Into<String>, why: &'static str) -> SpecError {
+pub(super) fn refused(what: impl Into<String>, why: &'static str) -> SpecError {
     SpecError::Refused {
         what: what.into(),
         why,

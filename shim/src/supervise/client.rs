@@ -16,6 +16,7 @@ use ttrpc::asynchronous::transport::Socket;
 
 use super::{SERVING, StartArgs};
 use crate::inherited;
+use crate::inspect::InspectClient;
 use crate::state::{StateDir, StateError};
 
 /// More than any error says.
@@ -25,6 +26,8 @@ const WORDS_MAX_BYTES: u64 = 64 * 1024;
 pub(crate) struct Supervisor {
     /// containerd's Task API.
     pub(crate) tasks: TaskClient,
+    /// What the Task API has no method for.
+    pub(crate) inspect: InspectClient,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -98,8 +101,10 @@ pub(crate) async fn connect(root: &Path, id: &str) -> Result<Supervisor, StartEr
         id: id.to_owned(),
         source,
     })?;
+    let client = Client::new(Socket::from(stream));
     Ok(Supervisor {
-        tasks: TaskClient::new(Client::new(Socket::from(stream))),
+        tasks: TaskClient::new(client.clone()),
+        inspect: InspectClient::new(client),
     })
 }
 
