@@ -45,7 +45,9 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
         "prestart": [hook("a1"), hook("a2")],
     });
     let log = log(&bundle);
-    let bundle = bundle.with("/hooks", hooks);
+    let bundle = bundle
+        .with("/hooks", hooks)
+        .with("/annotations", json!({"key": "value"}));
     let container = Background::created(&runtime, &bundle);
     assert_eq!(names(&log)[..4], ["a1", "a2", "b1", "b2"]);
     container.call(&["start"]).assert_status(0);
@@ -62,6 +64,7 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
             bundle.path().to_str().unwrap(),
             "{name}: {state}"
         );
+        assert_eq!(state["annotations"]["key"], "value", "{name}: {state}");
         let status = match &name[..1] {
             "a" | "b" => "creating",
             // runc runs these at create.

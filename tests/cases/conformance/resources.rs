@@ -181,6 +181,17 @@ fn filters_match_arguments_and_have_a_default_error() {
 }
 
 #[test]
+fn a_listener_that_no_rule_notifies_is_ignored() {
+    let bundle = filtered(json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "listenerPath": "/not/there.sock",
+        "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO"}],
+    }));
+    run(&bundle).assert_prints("slept\n");
+}
+
+#[test]
 fn filters_that_are_none_are_refused() {
     let with = |action: &str, rule: Value| {
         filtered(
