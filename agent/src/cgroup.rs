@@ -1,14 +1,20 @@
 //! The cgroup of a container (version 2): made, limited, killed, emptied, removed.
 //!
-//! Limits are written by libcgroups, which also makes the device rules into their BPF program; it is called in the child only.
+//! libcgroups makes the device rules into their BPF program; it is called in the child only.
 
-use std::fs;
-use std::io;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::future::Future;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use libcgroups::common::{CgroupManager, ControllerOpt};
-use libcgroups::v2::manager::{Manager, V2ManagerError};
-use oci_spec::runtime::LinuxResources;
+use libcgroups::v2::devices::Devices;
+use libcgroups::v2::devices::controller::DevicesControllerError;
+use oci_spec::runtime::LinuxDeviceCgroup;
+use tokio::io::Interest;
+
+use crate::plan::{Limit, Limits, Present};
+use crate::watch::watch;
 
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
@@ -17,6 +23,30 @@ pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 const DEPTH_MAX: usize = 16;
 /// Process ids are given up to this many: a reply has its limits too.
 pub(crate) const PIDS_MAX: usize = 65_536;
+
+/// `cgroup.events` has a few short lines.
+const EVENTS_MAX: usize = 256;
+
+/// What there is to know of a container, beside its huge pages.
+const STATISTICS: [&str; 15] = [
+    "cpu.stat",
+    "cpu.max",
+    "cpu.pressure",
+    "memory.current",
+    "memory.max",
+    "memory.peak",
+    "memory.swap.current",
+    "memory.swap.max",
+    "memory.stat",
+    "memory.events",
+    "memory.pressure",
+    "pids.current",
+    "pids.max",
+    "io.stat",
+    "io.pressure",
+];
+/// Of one such file, bytes. The longest, memory.stat, has about 1500; io.stat has a line of at most 200 per device.
+const STATISTICS_MAX: u64 = 65_536;
 
 /// One container's cgroup.
 #[derive(Debug)]
@@ -54,6 +84,70 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// What new limits depend on. A file that is not there limits nothing.
+    pub(crate) fn present(&self) -> Present {
+        let read = |file| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let number = |file| read(file).trim().parse().ok();
+        let quota = read("cpu.max");
+        Present {
+            cpu_quota: quota.split_whitespace().next().map(str::to_owned),
+            memory_max: number("memory.max"),
+            memory_current: number("memory.current").unwrap_or(0),
+        }
+    }
+
+    /// Stops every process in it, or lets them go on.
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        fs::write(
+            self.path.join("cgroup.freeze"),
+            if frozen { "1" } else { "0" },
+        )
+    }
+
+    /// Waits until every process in it stands still.
+    pub(crate) fn frozen(&self) -> io::Result<impl Future<Output = io::Result<()>> + Send + use<>> {
+        let events = File::open(self.path.join("cgroup.events"))?;
+        let events = watch(events.into(), Interest::PRIORITY)?;
+        Ok(async move {
+            let mut text = [0; EVENTS_MAX];
+            loop {
+                let len = rustix::io::pread(events.get_ref(), &mut text, 0)?;
+                if text[..len]
+                    .split(|byte| *byte == b'\n')
+                    .any(|line| line == b"frozen 1")
+                {
+                    return Ok(());
+                }
+                events.ready(Interest::PRIORITY).await?.clear_ready();
+            }
+        })
+    }
+
+    /// The text of its files of statistics and limits, those there are, by name.
+    pub(crate) fn statistics(&self) -> io::Result<HashMap<String, String>> {
+        let mut files = HashMap::new();
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let is_huge = name.starts_with("hugetlb.")
+                && [".current", ".max", ".events"]
+                    .iter()
+                    .any(|end| name.ends_with(end));
+            if !(is_huge || STATISTICS.contains(&name.as_str())) {
+                continue;
+            }
+            let mut text = String::new();
+            let read = File::open(self.path.join(&name))
+                .and_then(|file| file.take(STATISTICS_MAX).read_to_string(&mut text));
+            match read {
+                Ok(_) => drop(files.insert(name, text)),
+                // Pressure is not counted by every kernel that has the files.
+                Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(files)
+    }
+
     /// How many of its processes the kernel has killed for memory.
     pub(crate) fn oom_kills(&self) -> io::Result<u64> {
         let events = fs::read_to_string(self.path.join("memory.events"))?;
@@ -69,17 +163,55 @@ impl Cgroup {
     }
 }
 
-/// Writes the limits of a specification.
-pub(crate) fn limit(path: &Path, limits: &LinuxResources) -> Result<(), V2ManagerError> {
-    let name = path.strip_prefix(MOUNT).unwrap_or(path);
-    let manager = Manager::new(PathBuf::from(MOUNT), Path::new("/").join(name))?;
-    let options = ControllerOpt {
-        resources: limits,
-        disable_oom_killer: false,
-        oom_score_adj: None,
-        freezer_state: None,
-    };
-    manager.apply(&options)
+/// Why a limit could not be set.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LimitError {
+    #[error("cannot set linux.resources.{key}: the guest's kernel has no {file}")]
+    Missing { key: String, file: String },
+    #[error("cannot set linux.resources.{key} ({file} to {value:?})")]
+    Write {
+        key: String,
+        file: String,
+        value: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Writes limits, but for the device rules. Those before one that fails are set.
+pub(crate) fn write(path: &Path, limits: &Limits) -> Result<(), LimitError> {
+    limits.writes.iter().try_for_each(|limit| set(path, limit))
+}
+
+fn set(path: &Path, limit: &Limit) -> Result<(), LimitError> {
+    let Limit {
+        key,
+        file,
+        value,
+        optional,
+    } = limit.clone();
+    let file_path = path.join(&file);
+    // The kernel says that it may not be made, where there is none.
+    if !file_path.exists() {
+        return match optional {
+            true => Ok(()),
+            false => Err(LimitError::Missing { key, file }),
+        };
+    }
+    fs::write(file_path, &value).map_err(|source| LimitError::Write {
+        key,
+        file,
+        value,
+        source,
+    })
+}
+
+/// Loads and attaches the program of the device rules.
+pub(crate) fn allow_devices(
+    path: &Path,
+    rules: &[LinuxDeviceCgroup],
+) -> Result<(), DevicesControllerError> {
+    Devices::apply_devices(path, &Some(rules.to_vec()))
 }
 
 /// Enables every controller for the children of `path`, one by one: those that are not there are not missed until a limit asks for them.

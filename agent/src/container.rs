@@ -6,7 +6,7 @@
 //!                        └─(fails)───┴──────────────── delete ───────────────────┴─► ending ─► (none)
 //! ```
 //!
-//! The state is that of its init process; *ending* is where everything is killed and the cgroup waits to be empty.
+//! While it is created or running it can be paused. The state is that of its init process; *ending* is where everything is killed and the cgroup waits to be empty.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -29,6 +29,8 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     /// Which namespaces a further process has to join.
     pub(crate) namespaces: Namespaces,
+    /// Whether the kernel kills everybody with the first process: it is the first of a pid namespace.
+    pub(crate) has_own_pids: bool,
     id_maps: Option<IdMaps>,
     /// The first process as it was planned; further ones take over from it.
     pub(crate) template: plan::Process,
@@ -39,7 +41,16 @@ pub(crate) struct Container {
     /// Processes killed for memory, as far as they were told.
     oom_kills: u64,
     oom_told: Option<Instant>,
+    pub(crate) freezer: Freezer,
     pub(crate) ending: Option<Ending>,
+}
+
+/// Whether a container stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freezer {
+    Thawed,
+    Freezing,
+    Frozen,
 }
 
 /// A process of the container, and what belongs to its present step.
@@ -92,27 +103,33 @@ impl Member {
 impl Container {
     /// A container that is being made from its plan, with no process yet.
     pub(crate) fn new(cgroup: Cgroup, plan: &Plan) -> Self {
-        let (namespaces, id_maps) = match &plan.entry {
-            Entry::Create(container) => {
-                let joined = container
-                    .join
-                    .iter()
-                    .fold(container.unshare, |all, (kind, _)| all.with(*kind));
-                (joined, container.id_maps.clone())
-            }
-            Entry::Join(namespaces) => (*namespaces, None),
+        let (namespaces, fresh, id_maps) = match &plan.entry {
+            Entry::Create(container) => (
+                container.namespaces(),
+                container.unshare,
+                container.id_maps.clone(),
+            ),
+            Entry::Join(namespaces) => (*namespaces, Namespaces::default(), None),
         };
         Self {
             cgroup,
             namespaces,
+            has_own_pids: fresh.contains(Namespaces::PID),
             id_maps,
             template: plan.process.clone(),
             pidfd: None,
             members: HashMap::new(),
             oom_kills: 0,
             oom_told: None,
+            freezer: Freezer::Thawed,
             ending: None,
         }
+    }
+
+    /// The state of its first process.
+    pub(crate) fn init_state(&self) -> State {
+        let init = self.members.get("");
+        init.map_or(State::Stopped, |init| init.process.state())
     }
 
     /// Who a process of the container is outside it: the owner of its pipes.
@@ -125,11 +142,6 @@ impl Container {
                 IdMap::outside(&maps.gids, process.gid).unwrap_or(0),
             ),
         }
-    }
-
-    /// Whether the kernel kills everybody with the first process.
-    pub(crate) fn has_own_pids(&self) -> bool {
-        self.namespaces.contains(Namespaces::PID)
     }
 
     /// Whether there is still something to hear of one of its processes.

@@ -17,6 +17,7 @@ mod plan;
 #[expect(unsafe_code, reason = "an I/O port")]
 mod power;
 mod process;
+mod processes;
 mod reaper;
 mod report;
 mod sandbox;

@@ -41,7 +41,7 @@ pub(crate) enum ServeError {
 
 /// As PID 1 of a guest: over vsock, containers at the top of the cgroup hierarchy.
 pub(crate) fn guest() -> Result<(), ServeError> {
-    runtime()?.block_on(async {
+    run(async {
         let listener = transport::listen_vsock().map_err(ServeError::Listen)?;
         let begun = begin(listener, Path::new(cgroup::MOUNT))?;
         let control = transport::dial_vsock().await.map_err(ServeError::Dial)?;
@@ -62,7 +62,7 @@ pub(crate) fn directory(directory: &Path, cgroup: &str) -> Result<(), ServeError
     // Orphans come to the agent, as they do to PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| ServeError::Runtime(errno.into()))?;
-    runtime()?.block_on(async {
+    run(async {
         let listener =
             transport::listen_unix(&directory.join("stream")).map_err(ServeError::Listen)?;
         let begun = begin(listener, &path)?;
@@ -73,12 +73,16 @@ pub(crate) fn directory(directory: &Path, cgroup: &str) -> Result<(), ServeError
     })
 }
 
-/// One thread: there is little to do at once, and children are started from it.
-fn runtime() -> Result<tokio::runtime::Runtime, ServeError> {
-    tokio::runtime::Builder::new_current_thread()
+/// One thread: there is little to do at once, and children are started from it. Those beside it wait for the kernel only, and are not
+/// waited for at the end.
+fn run(agent: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(ServeError::Runtime)
+        .map_err(ServeError::Runtime)?;
+    let result = runtime.block_on(agent);
+    runtime.shutdown_background();
+    result
 }
 
 /// An agent that can serve, and has not said so yet.

@@ -4,14 +4,15 @@ use std::sync::{Mutex, PoisonError};
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse,
-    CreateProcessRequest, Empty, Event, PidsResponse, ProcessRequest, ResizePtyRequest,
-    SignalRequest, StartResponse, Streams,
+    CreateProcessRequest, Empty, Event, PidsResponse, ProcessRequest, ProcessesResponse,
+    ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, Streams, UpdateRequest,
 };
 use agent_api::agent_ttrpc::Agent;
 use async_trait::async_trait;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 use ttrpc::{Code, get_status};
 
+use crate::cgroup::LimitError;
 use crate::machine::{self, MachineError};
 use crate::plan::WindowSize;
 use crate::report::FailureKind;
@@ -237,6 +238,71 @@ impl Agent for Server {
         })
     }
 
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<ProcessesResponse> {
+        let id = request.container_id;
+        let processes = self
+            .sandbox
+            .ask(|reply| Request::Processes { id, reply })
+            .await
+            .map_err(error)?;
+        Ok(ProcessesResponse {
+            processes,
+            ..ProcessesResponse::default()
+        })
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.container_id;
+        self.sandbox
+            .ask(|reply| Request::Pause { id, reply })
+            .await
+            .map_err(error)?;
+        Ok(Empty::default())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        let id = request.container_id;
+        self.sandbox
+            .ask(|reply| Request::Resume { id, reply })
+            .await
+            .map_err(error)?;
+        Ok(Empty::default())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
+        let (id, resources) = (request.container_id, request.resources);
+        self.sandbox
+            .ask(|reply| Request::Update {
+                id,
+                resources,
+                reply,
+            })
+            .await
+            .map_err(error)?;
+        Ok(Empty::default())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: ContainerRequest,
+    ) -> ttrpc::Result<StatsResponse> {
+        let id = request.container_id;
+        let files = self
+            .sandbox
+            .ask(|reply| Request::Stats { id, reply })
+            .await
+            .map_err(error)?;
+        Ok(StatsResponse {
+            files,
+            ..StatsResponse::default()
+        })
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
         self.sandbox.shut_down().await;
         // The end of the connection is the answer.
@@ -283,7 +349,9 @@ fn error(error: SandboxError) -> ttrpc::Error {
         SandboxError::Exists(_) => Code::ALREADY_EXISTS,
         SandboxError::State { .. } => Code::FAILED_PRECONDITION,
         SandboxError::Id(_) | SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
-        SandboxError::Gone => Code::UNAVAILABLE,
+        SandboxError::Limit(LimitError::Missing { .. }) => Code::INVALID_ARGUMENT,
+        SandboxError::Limit(LimitError::Write { .. }) => Code::INTERNAL,
+        SandboxError::Gone | SandboxError::Busy(_) => Code::UNAVAILABLE,
         SandboxError::Io { .. } | SandboxError::Spawn(_) => {
             match error.failure().map(|failure| failure.kind) {
                 Some(FailureKind::NotFound) => Code::NOT_FOUND,

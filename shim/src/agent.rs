@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
-    ProcessRequest, ResizePtyRequest, SignalRequest, Streams, WindowSize,
+    ProcessInfo, ProcessRequest, ResizePtyRequest, SignalRequest, StatsResponse, Streams,
+    UpdateRequest, WindowSize,
 };
 use agent_api::agent_ttrpc::AgentClient;
 use protobuf::MessageField;
@@ -214,6 +215,48 @@ impl Agent {
         };
         within(QUICK_TIMEOUT, self.client.resize_pty(unbounded(), &request)).await?;
         Ok(())
+    }
+
+    /// Stops all processes of a container where they are.
+    pub(crate) async fn pause(&self, key: &ProcessKey) -> Result<(), AgentError> {
+        let request = container(key);
+        within(QUICK_TIMEOUT, self.client.pause(unbounded(), &request)).await?;
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub(crate) async fn resume(&self, key: &ProcessKey) -> Result<(), AgentError> {
+        let request = container(key);
+        within(QUICK_TIMEOUT, self.client.resume(unbounded(), &request)).await?;
+        Ok(())
+    }
+
+    /// Sets the limits that an OCI `linux.resources` object, JSON, gives.
+    pub(crate) async fn update(
+        &self,
+        key: &ProcessKey,
+        resources: Vec<u8>,
+    ) -> Result<(), AgentError> {
+        let request = UpdateRequest {
+            container_id: key.container.clone(),
+            resources,
+            ..Default::default()
+        };
+        within(QUICK_TIMEOUT, self.client.update(unbounded(), &request)).await?;
+        Ok(())
+    }
+
+    /// The text of the files of a container's cgroup.
+    pub(crate) async fn stats(&self, key: &ProcessKey) -> Result<StatsResponse, AgentError> {
+        let request = container(key);
+        within(QUICK_TIMEOUT, self.client.stats(unbounded(), &request)).await
+    }
+
+    /// The processes of a container, init first.
+    pub(crate) async fn processes(&self, key: &ProcessKey) -> Result<Vec<ProcessInfo>, AgentError> {
+        let request = container(key);
+        let response = within(QUICK_TIMEOUT, self.client.processes(unbounded(), &request)).await?;
+        Ok(response.processes)
     }
 
     /// Flushes and powers the machine off. The connection's end is the answer.

@@ -1,4 +1,5 @@
-//! The sandbox's cgroup on the host (cgroup v2): it holds the VMM and nothing else.
+//! The sandbox's cgroup on the host (cgroup v2): it holds the VMM, and the supervisor while that stands for a container, because engines
+//! find a container's cgroup by its process.
 //!
 //! It exists so that the VMM is counted and killed as one, and so that its death by the host's OOM killer is known.
 //! Limits of containers are set by the guest's kernel, which knows the containers apart; none is set here.
@@ -67,6 +68,14 @@ impl Cgroup {
     /// The cgroup at `dir`, made by an earlier process.
     pub(crate) fn at(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    /// The one this process is in.
+    pub(crate) fn own() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/self/cgroup")?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = path.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self::at(Path::new(CGROUP_ROOT).join(path)))
     }
 
     /// Its directory.

@@ -45,6 +45,22 @@ pub(crate) struct Options {
     /// Log what is done, step by step
     #[arg(long, global = true)]
     pub(crate) debug: bool,
+    /// Taken as given: a cgroupsPath of the form slice:prefix:name is understood without it
+    #[arg(long, global = true, hide = true)]
+    systemd_cgroup: bool,
+    /// Whether to do without root: false or auto, which is false
+    #[arg(long, hide = true, value_name = "WHETHER", value_parser = rootful)]
+    rootless: Option<()>,
+    /// Where criu is, which is not used
+    #[arg(long, global = true, hide = true, value_name = "PATH")]
+    criu: Option<PathBuf>,
+}
+
+fn rootful(text: &str) -> Result<(), String> {
+    match text {
+        "false" | "auto" => Ok(()),
+        _ => Err("husk is run by root: false and auto are possible".into()),
+    }
 }
 
 /// How a line of the log is written.
@@ -260,6 +276,9 @@ mod tests {
             log: Some("/tmp/l".into()),
             log_format: LogFormat::Json,
             debug: true,
+            systemd_cgroup: true,
+            rootless: None,
+            criu: None,
         };
         let args = options.to_args().unwrap();
         assert!(Path::new(&args[1]).is_absolute());

@@ -1,10 +1,17 @@
 //! The host's record of one container: its init process, its execs and its files in the share.
+//!
+//! ```text
+//!   thawed ─► freezing ─► frozen ─► thawing ─► thawed
+//! ```
+//!
+//! Pausing concerns all processes of a container at once, so it is kept beside their phases: what lives in a container that is not thawed
+//! is seen as pausing, paused or resuming.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::hooks::{HookState, Hooks};
-use crate::process::{Exit, Process, ProcessKey};
+use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::ContainerFiles;
 use crate::spec::HostPart;
 use crate::state::{ContainerRecord, Status, now_ns};
@@ -21,19 +28,32 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<String, Process>,
     /// Once they are mounted.
     pub(crate) files: Option<ContainerFiles>,
+    pub(crate) freezer: Freezer,
+    rootfs: PathBuf,
     hooks: Hooks,
     annotations: BTreeMap<String, String>,
     created_ns: u64,
+}
+
+/// Whether the processes may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freezer {
+    Thawed,
+    Freezing,
+    Frozen,
+    Thawing,
 }
 
 impl Container {
     /// A container that is about to be made.
     pub(crate) fn new(bundle: PathBuf, stdio: Stdio, host: &HostPart) -> Self {
         Self {
+            rootfs: bundle.join(&host.rootfs),
             bundle,
             init: Process::new(stdio),
             execs: BTreeMap::new(),
             files: None,
+            freezer: Freezer::Thawed,
             hooks: host.hooks.clone(),
             annotations: host.annotations.clone(),
             created_ns: now_ns(),
@@ -58,6 +78,28 @@ impl Container {
         }
     }
 
+    /// Where a process is in its life, its container's freezer considered.
+    pub(crate) fn phase(&self, process: &Process) -> Phase {
+        match (process.phase, self.freezer) {
+            (Phase::Created | Phase::Running, Freezer::Freezing) => Phase::Pausing,
+            (Phase::Created | Phase::Running, Freezer::Frozen) => Phase::Paused,
+            (Phase::Created | Phase::Running, Freezer::Thawing) => Phase::Resuming,
+            (phase, _) => phase,
+        }
+    }
+
+    /// Whether a process was killed whose end is still to be heard of.
+    pub(crate) fn is_dying(&self) -> bool {
+        std::iter::once(&self.init)
+            .chain(self.execs.values())
+            .any(|process| process.killed && process.exit().is_none())
+    }
+
+    /// Whether it was made, and its init process has exited.
+    pub(crate) fn is_over(&self) -> bool {
+        self.files.is_some() && self.init.exit().is_some()
+    }
+
     /// The VM is gone, and every process with it.
     pub(crate) fn lose(&mut self) {
         let exit = Exit::lost();
@@ -79,10 +121,12 @@ impl Container {
         ContainerRecord {
             id: id.to_owned(),
             bundle: self.bundle.clone(),
-            status: self.init.phase.into(),
+            rootfs: self.rootfs.clone(),
+            status: self.phase(&self.init).into(),
             created_ns: self.created_ns,
             exit_status: self.init.exit().map(|exit| exit.status),
             annotations: self.annotations.clone(),
+            poststop: self.hooks.poststop.clone(),
         }
     }
 }

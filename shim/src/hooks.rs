@@ -1,7 +1,7 @@
 //! Hooks that run on the host, around the container's life in the guest.
 //!
 //! ```text
-//!   VM is up ─► prestart, createRuntime ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
+//!   VM is up ─► prestart, createRuntime, createContainer ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
 //! ```
 //!
 //! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the VMM's. It runs in
@@ -15,7 +15,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime as oci;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -27,14 +27,14 @@ const STATE_VERSION: &str = "1.2.1";
 /// A container's hooks, by when they run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hooks {
-    /// prestart, then createRuntime.
+    /// prestart, then createRuntime, then createContainer.
     pub(crate) create: Vec<Hook>,
     pub(crate) poststart: Vec<Hook>,
     pub(crate) poststop: Vec<Hook>,
 }
 
 /// One program to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Hook {
     path: PathBuf,
     /// With the program's name for itself first, when there are any.

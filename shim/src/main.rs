@@ -10,6 +10,9 @@ mod assets;
 mod cli;
 /// What the user told husk: common options and the configuration file.
 mod config;
+/// Descriptors that came with this process.
+#[expect(unsafe_code, reason = "close_range is not in the safe libraries")]
+mod inherited;
 /// Whether this host's KVM is fit.
 mod kvm;
 /// The log file.
@@ -26,8 +29,14 @@ mod agent;
 mod cgroup;
 /// The host's record of one container.
 mod container;
+/// What happens in a sandbox by itself.
+mod events;
 /// Programs of the host around a container's life.
 mod hooks;
+/// What containerd's Task API has no method for.
+mod inspect;
+/// The sandbox's network namespace.
+mod network;
 /// Descriptors the runtime waits for.
 #[expect(
     unsafe_code,
@@ -46,6 +55,8 @@ mod service;
 mod spec;
 /// The state directory.
 mod state;
+/// What a guest says of its cgroups, in containerd's terms.
+mod stats;
 /// A process's streams, between the outside and the guest.
 mod stdio;
 /// The VMM process and its control socket.

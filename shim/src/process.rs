@@ -2,8 +2,11 @@
 //!
 //! ```text
 //!   creating ─► created ─► starting ─► running ─► stopped ─► (deleted)
-//!                  └──────────┴──────────────────────▲
+//!                  └──────────┴────────┬─────────────▲
+//!                    pausing ─► paused ─► resuming
 //! ```
+//!
+//! The second line is the container's and hides the first from all its processes, as [`crate::container`] tells.
 //!
 //! A process stops once, with the first exit that is reported: the agent's event, or 137 when the VM ends. Whoever waits
 //! gets that exit, also when the record is deleted meanwhile.
@@ -46,6 +49,12 @@ pub(crate) enum Phase {
     /// The agent is starting it.
     Starting,
     Running,
+    /// Its container is being paused.
+    Pausing,
+    /// No process of its container runs.
+    Paused,
+    /// Its container is being resumed.
+    Resuming,
     Stopped,
     /// Its output is being delivered, then it is removed.
     Deleting,
@@ -58,6 +67,8 @@ pub(crate) struct Process {
     pub(crate) stdio: Stdio,
     /// While they are open.
     pub(crate) streams: Option<ProcessStreams>,
+    /// It was sent SIGKILL.
+    pub(crate) killed: bool,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -105,7 +116,8 @@ impl From<Phase> for Status {
         match phase {
             Phase::Creating => Self::Creating,
             Phase::Created | Phase::Starting => Self::Created,
-            Phase::Running => Self::Running,
+            Phase::Running | Phase::Pausing => Self::Running,
+            Phase::Paused | Phase::Resuming => Self::Paused,
             Phase::Stopped | Phase::Deleting => Self::Stopped,
         }
     }
@@ -118,6 +130,9 @@ impl fmt::Display for Phase {
             Self::Created => "created",
             Self::Starting => "being started",
             Self::Running => "running",
+            Self::Pausing => "being paused",
+            Self::Paused => "paused",
+            Self::Resuming => "being resumed",
             Self::Stopped => "stopped",
             Self::Deleting => "being deleted",
         })
@@ -131,6 +146,7 @@ impl Process {
             phase: Phase::Creating,
             stdio,
             streams: None,
+            killed: false,
             exit: watch::Sender::new(None),
         }
     }

@@ -24,6 +24,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::spec::{Bind, HostPart};
 use crate::state::StateDir;
+use crate::supervise::View;
 
 /// Longest option string `mount(2)` takes: one page.
 const MOUNT_DATA_MAX_BYTES: usize = 4095;
@@ -66,6 +67,8 @@ pub(crate) enum RootfsError {
     },
     #[error("the mount source {} is a {kind}, which ends at the border of a VM", path.display())]
     Kind { path: PathBuf, kind: &'static str },
+    #[error("cannot show the container's files on the host")]
+    View(#[source] io::Error),
     #[error("cannot mount {} of type {typ}", what.display())]
     Mount {
         what: PathBuf,
@@ -129,6 +132,20 @@ impl Share {
         }
     }
 
+    /// What of `files` is to be seen on the host.
+    pub(crate) fn view(&self, files: &ContainerFiles, host: &HostPart) -> View {
+        let mounts = files.dir.join("mounts");
+        let volumes = host.binds.iter().enumerate();
+        View {
+            rootfs: files.dir.join("rootfs"),
+            volumes: volumes
+                .map(|(number, bind)| (mounts.join(number.to_string()), bind.destination.clone()))
+                .collect(),
+            network: host.network.clone(),
+            staging: self.staging.join("dir"),
+        }
+    }
+
     /// Offers the files of container `id`. `rootfs` holds the mounts that make its root file system, instead of `root.path`.
     pub(crate) fn add(
         &self,
@@ -189,6 +206,7 @@ impl Share {
         let source = open_beneath(bundle, path, OFlags::DIRECTORY).map_err(failed)?;
         let plain = Bind {
             source: PathBuf::new(),
+            destination: PathBuf::new(),
             read_only: false,
             recursive: true,
             follows_host: false,
@@ -259,6 +277,7 @@ impl Share {
             let has = |name: &str| mount.options.iter().any(|option| option == name);
             let bind = Bind {
                 source: PathBuf::from(&mount.source),
+                destination: PathBuf::new(),
                 read_only: has("ro"),
                 recursive: has("rbind"),
                 follows_host: false,

@@ -23,22 +23,28 @@ use crate::agent::{Agent, AgentError};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::container::Container;
+use crate::events::{Event, Events};
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::Share;
-use crate::spec::HostPart;
+use crate::spec::{HostPart, VmSize};
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
+use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
+use standstill::{AgentCalls, Standstill};
 
 mod boot;
 mod create;
 mod delete;
 mod error;
 mod exec;
+mod pause;
 mod query;
 mod shutdown;
+mod standstill;
 mod start;
+mod update;
 
 pub(crate) use boot::BootError;
 pub(crate) use create::CreateRequest;
@@ -63,16 +69,34 @@ pub(crate) struct Sandbox {
     created_ns: u64,
     bundle: PathBuf,
     this: ProcessRef,
+    reported_pid: ReportedPid,
+    /// The supervisor's cgroup, while it is in that of its container.
+    home: Option<Cgroup>,
     handle: Handle,
     closing: bool,
     life: watch::Sender<Life>,
+    events: Events,
+}
+
+/// Whose pid is reported for the processes of a sandbox, which have none on this host.
+#[derive(Clone, Debug)]
+pub(crate) enum ReportedPid {
+    /// Lives as long as the VM, in the pod's network namespace: for callers that look at a process.
+    Vmm,
+    /// Ends with the container's exit status: for callers that wait for a child.
+    Supervisor(Face),
 }
 
 /// The VM, once there is one.
 #[derive(Clone, Debug)]
 struct Machine {
     vm: Vm,
+    /// What it was made with; it stays so.
+    size: VmSize,
+    /// See [`ReportedPid`].
+    pid: i32,
     cgroup: Option<Cgroup>,
+    standstill: Standstill,
     /// None while it boots.
     agent: watch::Receiver<Option<Result<Agent, Arc<BootError>>>>,
 }
@@ -84,6 +108,8 @@ pub(crate) enum Life {
     Idle,
     /// There are containers.
     Busy,
+    /// There are containers, and all have exited.
+    Over,
     /// All is removed.
     Gone,
 }
@@ -93,6 +119,7 @@ pub(crate) enum Life {
 pub(crate) struct Handle {
     turns: mpsc::UnboundedSender<Turn>,
     life: watch::Receiver<Life>,
+    events: Events,
 }
 
 /// What a sandbox is made of before its first container.
@@ -102,16 +129,20 @@ pub(crate) struct Origin {
     pub(crate) config: Config,
     pub(crate) state: StateDir,
     pub(crate) share: Share,
+    /// The supervisor's process.
     pub(crate) this: ProcessRef,
+    pub(crate) reported_pid: ReportedPid,
 }
 
 /// Starts the owner of a new sandbox.
 pub(crate) fn start(origin: Origin) -> Handle {
     let (turns, mut mailbox) = mpsc::unbounded_channel::<Turn>();
     let (life, watched) = watch::channel(Life::Idle);
+    let events = Events::new();
     let handle = Handle {
         turns,
         life: watched,
+        events: events.clone(),
     };
     let mut sandbox = Sandbox {
         id: origin.id,
@@ -124,9 +155,12 @@ pub(crate) fn start(origin: Origin) -> Handle {
         created_ns: now_ns(),
         bundle: PathBuf::new(),
         this: origin.this,
+        reported_pid: origin.reported_pid,
+        home: None,
         handle: handle.clone(),
         closing: false,
         life,
+        events,
     };
     sandbox.save();
     tokio::spawn(async move {
@@ -169,6 +203,11 @@ impl Handle {
             .unwrap_or(Err(TaskError::Closing))
     }
 
+    /// What happens from now on.
+    pub(crate) fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
     /// Waits until `wanted` is so.
     pub(crate) async fn reaches(&self, wanted: impl FnMut(&Life) -> bool) {
         let mut life = self.life.clone();
@@ -178,22 +217,24 @@ impl Handle {
 }
 
 impl Machine {
-    /// Waits for the agent.
-    async fn agent(&self) -> Result<Agent, TaskError> {
+    /// Waits for the agent, and lets the VM run for as long as the result is kept.
+    async fn agent(&self) -> Result<AgentCalls, TaskError> {
         let mut agent = self.agent.clone();
-        match agent.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Ok(agent))) => Ok(agent.clone()),
-            Ok(Some(Err(error))) => Err(TaskError::Boot(error.clone())),
-            _ => Err(TaskError::Closing),
-        }
+        let agent = match agent.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(Ok(agent))) => agent.clone(),
+            Ok(Some(Err(error))) => return Err(TaskError::Boot(error.clone())),
+            _ => return Err(TaskError::Closing),
+        };
+        Ok(self.standstill.calls(agent).await)
     }
 
-    /// The agent, if it is there.
-    fn agent_now(&self) -> Option<Agent> {
-        match &*self.agent.borrow() {
-            Some(Ok(agent)) => Some(agent.clone()),
-            _ => None,
-        }
+    /// The same, if the agent is there.
+    async fn agent_now(&self) -> Option<AgentCalls> {
+        let agent = match &*self.agent.borrow() {
+            Some(Ok(agent)) => agent.clone(),
+            _ => return None,
+        };
+        Some(self.standstill.calls(agent).await)
     }
 
     /// A lost agent's error becomes the VM's end, which follows it closely.
@@ -212,6 +253,11 @@ impl Sandbox {
         self.containers
             .get(id)
             .ok_or_else(|| TaskError::NotFound(ProcessKey::init(id)))
+    }
+
+    /// Where a process is in its life.
+    fn phase(&self, key: &ProcessKey) -> Result<Phase, TaskError> {
+        Ok(self.container(&key.container)?.phase(self.process(key)?))
     }
 
     fn process(&self, key: &ProcessKey) -> Result<&Process, TaskError> {
@@ -234,11 +280,11 @@ impl Sandbox {
 
     /// A machine that can be asked something for `key`, which must be in one of `phases`.
     fn machine_for(&self, key: &ProcessKey, phases: &[Phase]) -> Result<Machine, TaskError> {
-        let process = self.process(key)?;
-        if !phases.contains(&process.phase) {
+        let phase = self.phase(key)?;
+        if !phases.contains(&phase) {
             return Err(TaskError::Phase {
                 key: key.clone(),
-                phase: process.phase,
+                phase,
             });
         }
         let machine = self.machine()?;
@@ -269,10 +315,25 @@ impl Sandbox {
             Ok(process) => {
                 if process.stop(exit) {
                     tracing::info!(process = %key, status = exit.status, "exited");
+                    let (key, pid) = (key.clone(), self.pid());
+                    self.events.publish(Event::Exit { key, pid, exit });
                     self.save();
                 }
             }
             Err(_) => tracing::debug!(process = %key, "an exit of an unknown process"),
+        }
+    }
+
+    /// The pid that was reported for every process.
+    fn pid(&self) -> i32 {
+        self.machine().map_or(0, |machine| machine.pid)
+    }
+
+    /// The agent's news that the kernel killed a process of a container for memory.
+    fn on_oom(&self, container: String) {
+        tracing::warn!(container, "out of memory");
+        if self.containers.contains_key(&container) {
+            self.events.publish(Event::Oom { container });
         }
     }
 
@@ -281,7 +342,12 @@ impl Sandbox {
         if !self.closing {
             tracing::error!("the VM ended: {end}");
         }
-        for container in self.containers.values_mut() {
+        let pid = self.pid();
+        for (id, container) in &mut self.containers {
+            if container.init.exit().is_none() {
+                let (key, exit) = (ProcessKey::init(id), Exit::lost());
+                self.events.publish(Event::Exit { key, pid, exit });
+            }
             container.lose();
         }
         self.save();
@@ -297,6 +363,8 @@ impl Sandbox {
         }
         let life = if self.containers.is_empty() {
             Life::Idle
+        } else if self.containers.values().all(Container::is_over) {
+            Life::Over
         } else {
             Life::Busy
         };
@@ -321,6 +389,7 @@ impl Sandbox {
             created_ns: self.created_ns,
             supervisor: self.this,
             vmm: machine.map(|machine| machine.vm.process),
+            pid: machine.map(|machine| machine.pid),
             cgroup: machine
                 .and_then(|machine| machine.cgroup.as_ref())
                 .map(|cgroup| cgroup.dir().to_owned()),

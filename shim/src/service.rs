@@ -14,17 +14,18 @@ use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{EnumOrUnknown, MessageField};
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
+use crate::events::{packed, timestamp};
+use crate::inspect;
 use crate::process::{Exit, Phase, ProcessKey};
 use crate::sandbox::{CreateRequest, Deleted, ExecRequest, Handle, ProcessState};
+use crate::stats;
 use crate::stdio::Stdio;
 
 /// Methods of the API that a sandbox does not have.
-const UNSUPPORTED: [&str; 5] = ["Pause", "Resume", "Checkpoint", "Update", "Stats"];
+const UNSUPPORTED: [&str; 1] = ["Checkpoint"];
 
 /// The API's names: one per version.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
-
-const NS_PER_S: u64 = 1_000_000_000;
 
 struct TaskService {
     sandbox: Handle,
@@ -47,6 +48,7 @@ pub(crate) fn services(sandbox: &Handle) -> HashMap<String, Service> {
             services.insert(name.to_owned(), service);
         }
     }
+    services.extend(inspect::service(sandbox));
     services
 }
 
@@ -168,6 +170,48 @@ impl Task for TaskService {
         })
     }
 
+    async fn pause(
+        &self,
+        _: &TtrpcContext,
+        request: api::PauseRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.sandbox.pause(request.id).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(
+        &self,
+        _: &TtrpcContext,
+        request: api::ResumeRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        self.sandbox.resume(request.id).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: api::UpdateTaskRequest,
+    ) -> ttrpc::Result<api::Empty> {
+        let resources = request.resources.into_option().unwrap_or_default().value;
+        self.sandbox.update(request.id, resources).await?;
+        Ok(api::Empty::new())
+    }
+
+    async fn stats(
+        &self,
+        _: &TtrpcContext,
+        request: api::StatsRequest,
+    ) -> ttrpc::Result<api::StatsResponse> {
+        let files = self.sandbox.stats(request.id).await?.files;
+        let metrics = packed(&stats::metrics(&files))
+            .map_err(|error| ttrpc::Error::Others(error.to_string()))?;
+        Ok(api::StatsResponse {
+            stats: MessageField::some(metrics),
+            ..Default::default()
+        })
+    }
+
     async fn connect(
         &self,
         _: &TtrpcContext,
@@ -248,14 +292,12 @@ fn status(phase: Phase) -> api::Status {
         Phase::Creating => api::Status::UNKNOWN,
         Phase::Created | Phase::Starting => api::Status::CREATED,
         Phase::Running => api::Status::RUNNING,
+        Phase::Pausing => api::Status::PAUSING,
+        Phase::Paused | Phase::Resuming => api::Status::PAUSED,
         Phase::Stopped | Phase::Deleting => api::Status::STOPPED,
     }
 }
 
 fn exited_at(exit: Exit) -> MessageField<Timestamp> {
-    MessageField::some(Timestamp {
-        seconds: i64::try_from(exit.at_ns / NS_PER_S).unwrap_or(i64::MAX),
-        nanos: i32::try_from(exit.at_ns % NS_PER_S).unwrap_or_default(),
-        ..Default::default()
-    })
+    MessageField::some(timestamp(exit.at_ns))
 }

@@ -14,14 +14,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_api::SHARE_DIR;
-use oci_spec::runtime::{Mount, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
 
 use crate::hooks::Hooks;
 
 mod refuse;
 mod size;
+mod vm;
 
 pub(crate) use size::{Demand, HostSize, SizeError, VmSize};
+use vm::Asked;
 
 /// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
@@ -46,6 +48,8 @@ pub(crate) struct HostPart {
     pub(crate) terminal: bool,
     /// The container's hostname.
     pub(crate) hostname: Option<String>,
+    /// The network namespace that the VMM is to be in.
+    pub(crate) network: Option<PathBuf>,
     /// Where the host cgroup is to be.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// What the container may use.
@@ -61,6 +65,8 @@ pub(crate) struct HostPart {
 pub(crate) struct Bind {
     /// Absolute, or relative to the bundle.
     pub(crate) source: PathBuf,
+    /// Absolute, in the container.
+    pub(crate) destination: PathBuf,
     /// Not even the VMM may write to it.
     pub(crate) read_only: bool,
     /// With the mounts below it.
@@ -74,6 +80,8 @@ pub(crate) struct Bind {
 pub(crate) enum SpecError {
     #[error("config.json is not an OCI configuration")]
     Parse(#[source] serde_json::Error),
+    #[error("the resources are not OCI linux.resources")]
+    Resources(#[source] serde_json::Error),
     #[error("the configuration for the guest cannot be written")]
     Write(#[source] serde_json::Error),
     #[error("ociVersion {0:?} is not supported: 1.x is")]
@@ -91,6 +99,11 @@ pub(crate) enum SpecError {
     },
     #[error("process.cwd {} is not an absolute path", .0.display())]
     RelativeCwd(PathBuf),
+    /// A size that is none.
+    #[error("{name} is {value:?}, not a number of a possible size")]
+    Number { name: String, value: String },
+    #[error(transparent)]
+    Size(#[from] SizeError),
     #[error("mount destination {} is not an absolute path", .0.display())]
     RelativeDestination(PathBuf),
     /// Something that ends at the border of a VM.
@@ -100,7 +113,7 @@ pub(crate) enum SpecError {
 
 /// Splits the `config.json` of container `id`.
 pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
-    let mut spec: Spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
+    let (mut spec, asked) = parse(config)?;
     check(&spec)?;
     let mut host = HostPart {
         rootfs: rootfs_path(&spec)?,
@@ -116,9 +129,13 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
         ..HostPart::default()
     };
     if let Some(linux) = spec.linux() {
+        host.network = refuse::namespaces(linux)?;
         host.cgroups_path = linux.cgroups_path().clone();
-        host.demand = Demand::of(linux);
+        if let Some(resources) = linux.resources() {
+            host.demand = Demand::of(resources);
+        }
     }
+    host.demand.asked = vm::annotated(&host.annotations, asked)?;
     let share = Path::new(SHARE_DIR).join(id);
     if let Some(root) = spec.root_mut() {
         root.set_path(share.join("rootfs"));
@@ -129,9 +146,13 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
     }
-    spec.set_hooks(None);
+    spec.set_hooks(guests_hooks(&spec));
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
+        for namespace in linux.namespaces_mut().iter_mut().flatten() {
+            // Those of the host; the guest makes its own.
+            namespace.set_path(None);
+        }
     }
     let guest = serde_json::to_vec(&spec).map_err(SpecError::Write)?;
     Ok(Split { guest, host })
@@ -149,6 +170,31 @@ pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
     ))
 }
 
+/// The limits of an update, an OCI `linux.resources` object, made fit for the guest. With it, what they demand of the VM.
+pub(crate) fn resources(json: &[u8]) -> Result<(Demand, Vec<u8>), SpecError> {
+    let mut resources: LinuxResources =
+        serde_json::from_slice(json).map_err(SpecError::Resources)?;
+    refuse::realtime(&resources)?;
+    resources.set_devices(None);
+    Ok((
+        Demand::of(&resources),
+        serde_json::to_vec(&resources).map_err(SpecError::Write)?,
+    ))
+}
+
+/// The configuration without its `vm` section, and the size that this asks for.
+fn parse(config: &[u8]) -> Result<(Spec, Asked), SpecError> {
+    let Some(asked) = vm::section(config)? else {
+        let spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
+        return Ok((spec, Asked::default()));
+    };
+    let mut sections: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(config).map_err(SpecError::Parse)?;
+    sections.remove("vm");
+    let spec = serde_json::from_value(sections.into()).map_err(SpecError::Parse)?;
+    Ok((spec, asked))
+}
+
 fn check(spec: &Spec) -> Result<(), SpecError> {
     if spec.version().split('.').next() != Some("1") {
         return Err(SpecError::Version(spec.version().clone()));
@@ -159,7 +205,6 @@ fn check(spec: &Spec) -> Result<(), SpecError> {
         .ok_or(SpecError::Missing("process"))?;
     check_process(process)?;
     let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
-    refuse::namespaces(linux)?;
     refuse::devices(linux)?;
     refuse::seccomp_notify(linux)?;
     refuse::host_features(linux)
@@ -174,6 +219,14 @@ fn check_process(process: &Process) -> Result<(), SpecError> {
         return Err(SpecError::RelativeCwd(process.cwd().clone()));
     }
     Ok(())
+}
+
+/// Those that run inside the container.
+fn guests_hooks(spec: &Spec) -> Option<oci_spec::runtime::Hooks> {
+    let start = spec.hooks().as_ref()?.start_container().clone()?;
+    let mut hooks = oci_spec::runtime::Hooks::default();
+    hooks.set_start_container(Some(start));
+    Some(hooks)
 }
 
 fn rootfs_path(spec: &Spec) -> Result<PathBuf, SpecError> {
@@ -219,6 +272,7 @@ fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(
     mount.set_source(Some(share.join("mounts").join(binds.len().to_string())));
     binds.push(Bind {
         source,
+        destination: mount.destination().clone(),
         read_only: has("ro") || has("rro"),
         recursive: has("rbind"),
         follows_host: ["slave", "rslave", "shared", "rshared"]

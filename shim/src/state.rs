@@ -24,8 +24,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use crate::hooks::Hook;
+
 /// The longest id: it is a directory's name.
 const ID_MAX_BYTES: usize = 255;
+
+/// The Task API's name in the directory.
+const SOCKET: &str = "task.sock";
 
 /// The state directory of one sandbox.
 #[derive(Clone, Debug)]
@@ -43,7 +48,7 @@ pub(crate) enum StateError {
     #[error("a container with id {0:?} exists already")]
     Exists(String),
     /// Nobody has the id.
-    #[error("there is no container with id {0:?}")]
+    #[error("container {0:?} does not exist")]
     NotFound(String),
     /// `state.json` is not what this program writes.
     #[error("{} is damaged", path.display())]
@@ -76,6 +81,9 @@ pub(crate) struct Record {
     pub(crate) supervisor: ProcessRef,
     /// The VMM, once started.
     pub(crate) vmm: Option<ProcessRef>,
+    /// What is reported as the pid of the containers, once there is a VMM.
+    #[serde(default)]
+    pub(crate) pid: Option<i32>,
     /// The host cgroup's directory that holds the VMM.
     pub(crate) cgroup: Option<PathBuf>,
     /// In order of creation.
@@ -91,6 +99,9 @@ pub(crate) struct ContainerRecord {
     pub(crate) id: String,
     /// Its bundle, absolute.
     pub(crate) bundle: PathBuf,
+    /// Its root file system on the host, absolute.
+    #[serde(default)]
+    pub(crate) rootfs: PathBuf,
     /// Where it is in its life.
     pub(crate) status: Status,
     /// Nanoseconds since 1970.
@@ -100,6 +111,9 @@ pub(crate) struct ContainerRecord {
     /// The OCI configuration's annotations.
     #[serde(default)]
     pub(crate) annotations: std::collections::BTreeMap<String, String>,
+    /// Hooks that are owed when the container is removed.
+    #[serde(default)]
+    pub(crate) poststop: Vec<Hook>,
 }
 
 /// A container's or a process's life, in the words of the OCI runtime specification.
@@ -112,6 +126,8 @@ pub(crate) enum Status {
     Created,
     /// Its program was executed.
     Running,
+    /// None of its processes runs until it is resumed.
+    Paused,
     /// Its init process has exited.
     Stopped,
 }
@@ -122,6 +138,7 @@ impl fmt::Display for Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         })
     }
@@ -218,7 +235,7 @@ impl StateDir {
     /// The socket of the Task API, by way of the open directory `dir`: a socket's address holds 108 bytes, a path below a
     /// root more.
     pub(crate) fn socket_beneath(dir: RawFd) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{dir}/task.sock"))
+        PathBuf::from(format!("/proc/self/fd/{dir}/{SOCKET}"))
     }
 
     /// What the supervisor says when no log file was named, and its last words.
@@ -251,6 +268,15 @@ impl StateDir {
         serde_json::from_slice(&text)
             .map(Some)
             .map_err(|source| StateError::Damaged { path, source })
+    }
+
+    /// Removes the socket, whose server ends; one that is gone already is no error.
+    pub(crate) fn remove_socket(&self) -> Result<(), StateError> {
+        let path = self.path.join(SOCKET);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &path, e)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the directory with all that is in it; one that is gone already is no error.
@@ -343,6 +369,7 @@ mod tests {
                 start_time: 8,
             },
             vmm: None,
+            pid: None,
             cgroup: None,
             containers: Vec::new(),
             ended: None,

@@ -26,10 +26,12 @@ use tokio::task::JoinHandle;
 
 use crate::vm::{Control, ControlError};
 
+mod console;
 mod end;
 mod outside;
 mod pump;
 
+pub(crate) use console::Console;
 use end::End;
 use outside::Keeper;
 pub(crate) use outside::{Lender, Outside, OutsideError};
@@ -69,6 +71,7 @@ pub(crate) struct ProcessStreams {
     /// Keeps a FIFO open for writing until the caller closes the process's input.
     keeper: Option<Keeper>,
     lender: Option<Lender>,
+    console: Option<Console>,
 }
 
 #[derive(Debug)]
@@ -141,6 +144,7 @@ impl ProcessStreams {
             outputs: Vec::new(),
             keeper: outside.keeper,
             lender: outside.lender,
+            console: outside.console,
         };
         if let Some(id) = ids.terminal {
             let guest = Arc::new(connect(control, id).await?);
@@ -171,6 +175,16 @@ impl ProcessStreams {
         let progress = Arc::new(Progress::default());
         let pump = tokio::spawn(pump::output(guest, to, progress.clone()));
         self.outputs.push(Output { pump, progress });
+    }
+
+    /// The process that lent its descriptors.
+    pub(crate) fn lender(&self) -> Option<&Lender> {
+        self.lender.as_ref()
+    }
+
+    /// The terminal whose size is to be followed.
+    pub(crate) fn take_console(&mut self) -> Option<Console> {
+        self.console.take()
     }
 
     /// The caller will write no more. What is in its FIFO is still delivered.

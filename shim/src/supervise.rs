@@ -3,16 +3,23 @@
 //! ```text
 //!   husk run ── starts ──► husk serve: claims the id, own session and mount namespace, listens ─── "serving" ──► connected
 //!                                      │
-//!                                      └─ ends on: Shutdown, SIGTERM, its owner's end, or no container for a while
+//!                                      └─ ends on: Shutdown, SIGTERM, its owner's end, no container for a while,
+//!                                                  or with its container
 //! ```
 //!
 //! The new process says on its standard output, a pipe, either `serving` or why it does not; then it lets go of the
 //! pipe. It outlives its starter, unless that one is its owner.
+//!
+//! An engine that runs the command line waits for the process whose pid it was told, which becomes its child when the command has
+//! ended. That process is the supervisor: it ends with its container ([`ServeArgs::end_with_container`]), after its output, with
+//! its exit status. What there is to see of that process is the container's, see [`face`].
 
 mod client;
+mod face;
 mod serve;
 
 pub(crate) use client::{Supervisor, connect, start};
+pub(crate) use face::{Face, View};
 pub(crate) use serve::serve;
 
 use crate::config::Options;
@@ -28,6 +35,12 @@ pub(crate) struct ServeArgs {
     /// Stop everything when this process is gone
     #[arg(long, value_name = "PID")]
     pub(crate) owner: Option<u32>,
+    /// Report this process's pid as the containers', instead of the VMM's
+    #[arg(long)]
+    pub(crate) report_own_pid: bool,
+    /// End when the container with the sandbox's id has ended, with its exit status, and leave its record
+    #[arg(long)]
+    pub(crate) end_with_container: bool,
 }
 
 /// What a new supervisor is started with.
@@ -39,4 +52,6 @@ pub(crate) struct StartArgs<'a> {
     pub(crate) id: &'a str,
     /// The process whose end is the sandbox's.
     pub(crate) owner: Option<u32>,
+    /// Whether it ends when its container has ended, and leaves the record.
+    pub(crate) end_with_container: bool,
 }

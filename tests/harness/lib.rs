@@ -10,15 +10,21 @@
 #![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
 
 mod archive;
+mod background;
 mod bundle;
+mod engine;
 mod output;
+mod podman;
 mod remains;
 mod runtime;
 mod terminal;
 
 pub use archive::initrd_with;
+pub use background::Background;
 pub use bundle::Bundle;
+pub use engine::{Adopted, Console, Engine};
 pub use output::Output;
+pub use podman::Podman;
 pub use remains::Remains;
 pub use runtime::{Running, Runtime};
 pub use terminal::Terminal;

@@ -179,6 +179,14 @@ impl Drop for Runtime {
     }
 }
 
+impl Output {
+    /// Runs a command to its end.
+    #[must_use]
+    pub fn of(command: Command) -> Self {
+        Running::start(command, String::new()).wait()
+    }
+}
+
 /// A command under way. Killed when dropped.
 #[derive(Debug)]
 pub struct Running {

@@ -32,6 +32,15 @@ impl Terminal {
         terminal
     }
 
+    /// The terminal that has this master.
+    pub(crate) fn behind(master: OwnedFd) -> Self {
+        let command = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        Self {
+            person: master.into(),
+            command,
+        }
+    }
+
     /// The same command with this terminal as its standard streams and its controlling terminal.
     #[must_use]
     pub fn command(&self, command: &Command) -> Command {

@@ -1,8 +1,10 @@
-//! The two system calls of process creation that have no safe wrapper.
+//! The system calls of process creation that have no safe wrapper.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::plan::Namespaces;
 
@@ -36,7 +38,7 @@ pub(super) fn clone_sibling(namespaces: Namespaces, cgroup: impl AsFd) -> Result
     const CLONE_PARENT: u64 = 0x8000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     let mut pidfd: i32 = -1;
-    let args = CloneArgs {
+    let child = clone3(&CloneArgs {
         flags: u64::from(namespaces.bits()) | CLONE_PIDFD | CLONE_PARENT | CLONE_INTO_CGROUP,
         pidfd: (&raw mut pidfd)
             .expose_provenance()
@@ -44,18 +46,58 @@ pub(super) fn clone_sibling(namespaces: Namespaces, cgroup: impl AsFd) -> Result
             .map_err(|_| Errno::INVAL)?,
         cgroup: u64::try_from(cgroup.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?,
         ..CloneArgs::default()
-    };
-    // SAFETY: `args` is a valid clone_args of the size given, and `pidfd` a place for one. Without CLONE_VM and with no stack of its own the child is a copy
-    // of this process, as after fork(2); this process has one thread, so that no lock is held by another in the copy.
-    let result =
-        unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    match i32::try_from(result) {
-        Ok(0) => Ok(Side::Child),
-        Ok(child) if child > 0 => {
-            // SAFETY: the kernel has opened the pidfd for this process, which has not given it to anybody else.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Side::Parent { child, pidfd })
+    })?;
+    if child == 0 {
+        return Ok(Side::Child);
+    }
+    // SAFETY: the kernel has opened the pidfd for this process, which has not given it to anybody else.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Side::Parent { child, pidfd })
+}
+
+/// A new user namespace, with the maps that `write_maps` gives it by the id of a process in it. That process does nothing and is gone
+/// at the end.
+pub(super) fn user_namespace<E: From<Errno>>(
+    write_maps: impl FnOnce(i32) -> Result<(), E>,
+) -> Result<OwnedFd, E> {
+    let child = clone3(&CloneArgs {
+        flags: Namespaces::USER.bits().into(),
+        exit_signal: u64::try_from(libc::SIGCHLD).map_err(|_| Errno::INVAL)?,
+        ..CloneArgs::default()
+    })?;
+    if child == 0 {
+        loop {
+            // SAFETY: pause(2) takes nothing; the process is killed in it.
+            unsafe { libc::pause() };
         }
+    }
+    let namespace = write_maps(child).and_then(|()| {
+        let path = format!("/proc/{child}/ns/user");
+        Ok(rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    });
+    let pid = Pid::from_raw(child).ok_or(Errno::SRCH)?;
+    kill_process(pid, Signal::KILL)?;
+    waitpid(Some(pid), WaitOptions::empty())?;
+    namespace
+}
+
+/// The id of the child; 0 in the child.
+fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
+    // SAFETY: `args` is a valid clone_args of the size given, with a place for whatever it asks for. Without CLONE_VM and with no stack of its own the
+    // child is a copy of this process, as after fork(2); this process has one thread, so that no lock is held by another in the copy.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            std::ptr::from_ref(args),
+            size_of::<CloneArgs>(),
+        )
+    };
+    match i32::try_from(result) {
+        Ok(child) if child >= 0 => Ok(child),
         _ => Err(last_errno()),
     }
 }

@@ -5,7 +5,7 @@
 //!                     plan, limits, rlimits            waits for its id maps
 //!                     joins namespaces                 cgroup namespace, names, mounts, pivot_root, terminal
 //!                     writes the id maps ── go ──►     user, capabilities; finds its program
-//!                     ends                             Ready ── waits for GO ──► seccomp, execve
+//!                     ends                             Ready ── waits for GO ──► seccomp, startContainer hooks, execve
 //! ```
 //!
 //! Stage 2 is cloned as a child of the agent, not of stage 1, directly into the container's cgroup and its new namespaces. Stage 1 is
@@ -18,6 +18,8 @@ mod clone;
 mod console;
 mod copy_up;
 mod devices;
+mod hooks;
+mod id_mapped;
 #[expect(
     unsafe_code,
     reason = "descriptors are named by number on the command line"
@@ -27,6 +29,11 @@ mod inherited;
 mod mounts;
 mod program;
 mod root;
+#[expect(
+    unsafe_code,
+    reason = "sched_setattr, ioprio_set and personality have no safe wrappers"
+)]
+mod schedule;
 mod stages;
 mod user;
 
@@ -66,6 +73,10 @@ fn errno_text(errno: Errno) -> String {
         Some((text, _)) => text.to_owned(),
         None => text,
     }
+}
+
+fn io_error_text(error: &std::io::Error) -> String {
+    Errno::from_io_error(error).map_or_else(|| error.to_string(), errno_text)
 }
 
 /// Says what was being done.

@@ -12,6 +12,7 @@ use rustix::mount::{
     move_mount, open_tree,
 };
 
+use super::id_mapped::Prepared;
 use super::root::{Root, is_directory};
 use super::{Doing, StepError, copy_up, quoted};
 use crate::plan::{
@@ -22,40 +23,49 @@ use crate::plan::{
 #[derive(Debug)]
 pub(super) struct Late<'a>(Vec<&'a Mount>);
 
-/// Mounts everything in the specification's order. `cgroup` is the directory of the container's cgroup.
+/// Mounts everything in the specification's order. `cgroup` is the directory of the container's cgroup; `prepared` are the mounts that
+/// were made before.
 pub(super) fn mount_all<'a>(
     root: &Root,
     container: &'a Container,
     cgroup: &Path,
+    mut prepared: Prepared,
 ) -> Result<Late<'a>, StepError> {
     let mut late = Vec::new();
-    for mount in &container.mounts {
+    for (index, mount) in container.mounts.iter().enumerate() {
         let doing = || format!("cannot mount {}", quoted(&mount.destination));
         let mut attributes = mount.attributes;
         if mount.destination == Path::new("/dev") && attributes.set & Attributes::RDONLY != 0 {
             attributes.set &= !Attributes::RDONLY;
             late.push(mount);
         }
-        let tree = detached(mount, container, cgroup).doing(doing)?;
+        if mount.kind == MountKind::Remount {
+            let place = root.resolve(&mount.destination).doing(doing)?;
+            change(&place, mount, attributes).doing(doing)?;
+            continue;
+        }
+        let tree = match prepared.remove(&index) {
+            Some(tree) => tree,
+            None => detached(mount, container, cgroup).doing(doing)?,
+        };
         let place = place(root, mount, &tree).doing(doing)?;
-        set_attributes(
-            &tree,
-            attributes,
-            mount.propagation.filter(|given| !given.recursive),
-        )
-        .doing(doing)?;
-        set_attributes_below(
-            &tree,
-            mount.recursive,
-            mount.propagation.filter(|given| given.recursive),
-        )
-        .doing(doing)?;
+        change(&tree, mount, attributes).doing(doing)?;
         if mount.copy_up {
             copy_up::copy(root, &mount.destination, &tree).doing(doing)?;
         }
         attach(&tree, &place).doing(doing)?;
     }
     Ok(Late(late))
+}
+
+/// Gives a mount, and all below it, what the specification says; `attributes` are those of the mount itself.
+fn change(tree: &OwnedFd, mount: &Mount, attributes: Attributes) -> Result<(), Errno> {
+    let (below, own) = match mount.propagation {
+        Some(given) if given.recursive => (Some(given), None),
+        given => (None, given),
+    };
+    set_attributes(tree, attributes, own)?;
+    set_attributes_below(tree, mount.recursive, below)
 }
 
 /// Takes away what the container may not write or see. After this its root may be read-only.
@@ -103,6 +113,8 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
             Err(Errno::PERM) if fstype == "sysfs" => clone_tree(Path::new("/sys"), true),
             made => made,
         },
+        // Nothing is made for it.
+        MountKind::Remount => Err(Errno::INVAL),
     }
 }
 
@@ -128,7 +140,7 @@ fn new_file_system(
 }
 
 /// A copy of the mount, or the mounts, at a path outside the container.
-fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+pub(super) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -230,7 +242,7 @@ fn set_attributes(
     attributes: Attributes,
     propagation: Option<Propagation>,
 ) -> Result<(), Errno> {
-    mount_setattr(mount, attributes, propagation, libc::AT_EMPTY_PATH)
+    set(mount, attributes, propagation, libc::AT_EMPTY_PATH)
 }
 
 /// Changes a mount and all below it.
@@ -239,7 +251,7 @@ fn set_attributes_below(
     attributes: Attributes,
     propagation: Option<Propagation>,
 ) -> Result<(), Errno> {
-    mount_setattr(
+    set(
         mount,
         attributes,
         propagation,
@@ -247,7 +259,25 @@ fn set_attributes_below(
     )
 }
 
-fn mount_setattr(
+/// Lets files be seen through a detached mount, and all below it where that is `recursive`, with the owners that the user namespace's
+/// maps make of theirs.
+pub(super) fn map_owners(
+    mount: impl AsFd,
+    namespace: impl AsFd,
+    recursive: bool,
+) -> Result<(), Errno> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+    let attr = MountAttr {
+        set: MOUNT_ATTR_IDMAP,
+        clear: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(namespace.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?,
+    };
+    let below = if recursive { libc::AT_RECURSIVE } else { 0 };
+    mount_setattr(mount, &attr, libc::AT_EMPTY_PATH | below)
+}
+
+fn set(
     mount: impl AsFd,
     attributes: Attributes,
     propagation: Option<Propagation>,
@@ -265,6 +295,10 @@ fn mount_setattr(
         propagation: u64::from(propagation),
         userns_fd: 0,
     };
+    mount_setattr(mount, &attr, flags)
+}
+
+fn mount_setattr(mount: impl AsFd, attr: &MountAttr, flags: i32) -> Result<(), Errno> {
     let path: &CStr = c"";
     // SAFETY: the descriptor is open, the path is a C string, and `attr` is a mount_attr of the size given; the call keeps none of them.
     let result = unsafe {
@@ -273,7 +307,7 @@ fn mount_setattr(
             mount.as_fd().as_raw_fd(),
             path.as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     };

@@ -14,7 +14,8 @@ use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, stat};
 use rustix::io::Errno;
 
-use super::{Doing, StepError, errno_text, quoted, user};
+use super::hooks::Prepared;
+use super::{Doing, StepError, errno_text, quoted, schedule, user};
 use crate::plan::Process;
 use crate::report::{Failure, FailureKind};
 use crate::signal;
@@ -38,6 +39,7 @@ pub(super) fn prepare(process: &Process) -> Result<Program, Failure> {
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true).doing(|| "cannot set no_new_privs".to_owned())?;
     }
+    schedule::set_personality(&process.schedule)?;
     let home = home(process);
     user::bound(&process.capabilities)?;
     // Root may enter what the user may not, and the other way round on some network file systems.
@@ -80,13 +82,20 @@ fn nul() -> Failure {
 
 impl Program {
     /// Becomes the program.
-    pub(super) fn run(&self, process: &Process) -> Result<Infallible, Failure> {
+    pub(super) fn run(
+        &self,
+        process: &Process,
+        start_hooks: Option<Prepared<'_>>,
+    ) -> Result<Infallible, Failure> {
         if process.no_new_privileges {
             user::drop_to(&process.capabilities)?;
             filter(process.seccomp.as_ref())?;
         } else {
             filter(process.seccomp.as_ref())?;
             user::drop_to(&process.capabilities)?;
+        }
+        if let Some(hooks) = start_hooks {
+            hooks.run()?;
         }
         signal::default_sigpipe();
         match nix::unistd::execve(&self.path, &self.args, &self.env) {
@@ -117,11 +126,6 @@ fn filter(seccomp: Option<&LinuxSeccomp>) -> Result<(), Failure> {
         kind: FailureKind::SetUp,
         message,
     };
-    if libcontainer::seccomp::is_notify(seccomp) {
-        return Err(failure(
-            "seccomp: SCMP_ACT_NOTIFY is not supported in a guest".to_owned(),
-        ));
-    }
     libcontainer::seccomp::initialize_seccomp(seccomp)
         .map(drop)
         .map_err(|error| failure(format!("cannot load the seccomp filter: {error}")))

@@ -31,7 +31,9 @@ impl Root {
         let rootfs = &container.rootfs;
         let outer = match mounts::propagation_flags(container.propagation) {
             // The outside must see nothing of the container's mounts; shared ones are made so once the container is cut off.
-            flags if flags.intersects(MountPropagationFlags::PRIVATE) => flags,
+            flags if flags.intersects(MountPropagationFlags::PRIVATE) => {
+                flags | MountPropagationFlags::REC
+            }
             _ => MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
         };
         mount_change("/", outer).doing(|| "cannot change the propagation of /".to_owned())?;
@@ -43,7 +45,7 @@ impl Root {
     }
 
     /// Makes this the root of the mount namespace and lets go of the old one.
-    pub(super) fn pivot(self, container: &Container) -> Result<Self, StepError> {
+    pub(super) fn pivot(self) -> Result<Self, StepError> {
         fchdir(&self.0).doing(|| "cannot enter the rootfs".to_owned())?;
         // The old root comes to lie over the new one, and is taken away from there: no directory for it is needed.
         pivot_root(".", ".").doing(|| "cannot change the root".to_owned())?;
@@ -56,17 +58,7 @@ impl Root {
         chdir("/").doing(|| "cannot enter the new root".to_owned())?;
         let root = rustix::fs::open("/", PATH | OFlags::DIRECTORY, Mode::empty())
             .doing(|| "cannot open /".to_owned())?;
-        self.propagate(container.propagation)?;
         Ok(Self(root))
-    }
-
-    fn propagate(&self, propagation: Propagation) -> Result<(), StepError> {
-        let flags = mounts::propagation_flags(propagation);
-        if flags.intersects(MountPropagationFlags::SHARED | MountPropagationFlags::UNBINDABLE) {
-            mount_change("/", flags)
-                .doing(|| "cannot change the propagation of the rootfs".to_owned())?;
-        }
-        Ok(())
     }
 
     /// What is at `path`.
@@ -147,4 +139,14 @@ pub(super) fn make_cwd(root: &Root, cwd: &Path) -> Result<(), StepError> {
             Err(errno).doing(|| format!("cannot make the working directory {}", quoted(cwd)))
         }
     }
+}
+
+/// Lets the container's root propagate mounts as the specification says. To be done last: nothing unbindable can be bound any more.
+pub(super) fn propagate(propagation: Propagation) -> Result<(), StepError> {
+    let flags = mounts::propagation_flags(propagation);
+    if flags.intersects(MountPropagationFlags::SHARED | MountPropagationFlags::UNBINDABLE) {
+        mount_change("/", flags)
+            .doing(|| "cannot change the propagation of the rootfs".to_owned())?;
+    }
+    Ok(())
 }

@@ -5,16 +5,21 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::clone::{self, Side, clone_sibling};
-use super::{Doing, StepError, console, devices, mounts, program, quoted, root, user};
-use crate::cgroup;
+use super::id_mapped::{self, Prepared};
+use super::{
+    Doing, StepError, console, devices, hooks, io_error_text, mounts, program, quoted, root,
+    schedule, user,
+};
+use crate::cgroup::{self, LimitError};
 use crate::network;
-use crate::plan::{Container, Entry, IdMap, Namespaces, Plan, Process};
+use crate::plan::{
+    Container, Entry, IdMap, IdMaps, Limits, Namespaces, Plan, Process, Schedule, TimeOffset,
+};
 use crate::report::{self, Failure, FailureKind, Report};
 
 /// Stage 1 in the caller, stage 2 in its clone. Returns in stage 1 only, when stage 2 goes on alone.
@@ -26,12 +31,8 @@ pub(super) fn enter(
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = open(&plan.cgroup, OFlags::PATH | directory, Mode::empty())
         .doing(|| "cannot open the cgroup".to_owned())?;
-    if let Entry::Create(container) = &plan.entry
-        && let Some(limits) = &container.limits
-    {
-        limit(&plan.cgroup, limits)?;
-    }
-    outer_attributes(&plan.process)?;
+    let prepared = outer(plan)?;
+    let cgroup_namespace = cgroup_namespace(&plan.entry)?;
     let fresh = join(&plan.entry, target.as_ref())?;
     let (here, there) = socketpair(
         AddressFamily::UNIX,
@@ -45,11 +46,18 @@ pub(super) fn enter(
             drop(there);
             report::send(status, &Report::Spawned(child), Some(pidfd.as_fd()))
                 .doing(|| "cannot report the process".to_owned())?;
-            release(&plan.entry, child, &here)
+            release(plan, child, &here)
         }
         Side::Child => {
             drop((here, cgroup));
-            let failure = match become_program(plan, status, &there, target) {
+            let inside = Inside {
+                status,
+                sync: &there,
+                target,
+                cgroup_namespace,
+                prepared,
+            };
+            let failure = match become_program(plan, inside) {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             };
@@ -60,29 +68,56 @@ pub(super) fn enter(
     }
 }
 
-/// Loading a device program raises this process's limit on locked memory, which the container would inherit.
-fn limit(cgroup: &Path, limits: &LinuxResources) -> Result<(), Failure> {
-    let memlock = getrlimit(Resource::Memlock);
-    cgroup::limit(cgroup, limits).map_err(|error| {
-        let message = format!("cannot set limits: {error}");
-        Failure {
-            kind: FailureKind::SetUp,
-            message,
-        }
-    })?;
-    setrlimit(Resource::Memlock, memlock).doing(|| "cannot restore a resource limit".to_owned())?;
-    Ok(())
+/// What stage 2 takes from stage 1.
+struct Inside<'s> {
+    status: BorrowedFd<'s>,
+    /// Says when the id maps are there.
+    sync: &'s OwnedFd,
+    target: Option<OwnedFd>,
+    /// To be joined.
+    cgroup_namespace: Option<OwnedFd>,
+    prepared: Prepared,
 }
 
-/// What needs privilege outside the container and is inherited by the clone.
-fn outer_attributes(process: &Process) -> Result<(), StepError> {
-    if let Some(score) = process.oom_score_adj {
+/// What needs privilege outside the container. Some of it is inherited by the clone.
+fn outer(plan: &Plan) -> Result<Prepared, Failure> {
+    let mut prepared = Prepared::new();
+    match &plan.entry {
+        Entry::Create(container) => {
+            limit(&plan.cgroup, &container.limits)?;
+            prepared = id_mapped::prepare(container)?;
+        }
+        Entry::Join(_) => schedule::pin(None, &plan.process.schedule.initial_cpus)?,
+    }
+    if let Some(score) = plan.process.oom_score_adj {
         fs::write("/proc/self/oom_score_adj", score.to_string())
             .doing(|| "cannot set oom_score_adj".to_owned())?;
     }
-    for limit in &process.rlimits {
+    for limit in &plan.process.rlimits {
         user::set_rlimit(limit)?;
     }
+    Ok(prepared)
+}
+
+/// Loading a device program raises this process's limit on locked memory, which the container would inherit.
+fn limit(cgroup: &Path, limits: &Limits) -> Result<(), Failure> {
+    let failure = |message| Failure {
+        kind: FailureKind::SetUp,
+        message,
+    };
+    cgroup::write(cgroup, limits).map_err(|error| {
+        failure(match &error {
+            LimitError::Write { source, .. } => format!("{error}: {}", io_error_text(source)),
+            LimitError::Missing { .. } => error.to_string(),
+        })
+    })?;
+    let Some(devices) = &limits.devices else {
+        return Ok(());
+    };
+    let memlock = getrlimit(Resource::Memlock);
+    cgroup::allow_devices(cgroup, devices)
+        .map_err(|error| failure(format!("cannot set linux.resources.devices: {error}")))?;
+    setrlimit(Resource::Memlock, memlock).doing(|| "cannot restore a resource limit".to_owned())?;
     Ok(())
 }
 
@@ -90,14 +125,17 @@ fn outer_attributes(process: &Process) -> Result<(), StepError> {
 fn join(entry: &Entry, target: Option<&OwnedFd>) -> Result<Namespaces, StepError> {
     match entry {
         Entry::Create(container) => {
-            for (kind, path) in &container.join {
-                let namespace = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                    .doing(|| format!("cannot open namespace {}", quoted(path)))?;
-                setns(namespace, flags(*kind))
+            if container.unshare.contains(Namespaces::TIME) {
+                new_clocks(&container.time_offsets)?;
+            }
+            let now = container.join.iter();
+            for (kind, path) in now.filter(|(kind, _)| *kind != Namespaces::CGROUP) {
+                setns(open_namespace(path)?, flags(*kind))
                     .doing(|| format!("cannot join namespace {}", quoted(path)))?;
             }
             // The cgroup namespace has its root where its maker is: stage 2 makes it itself.
-            Ok(container.unshare.without(Namespaces::CGROUP))
+            let late = Namespaces::CGROUP.with(Namespaces::TIME);
+            Ok(container.unshare.without(late))
         }
         Entry::Join(namespaces) => {
             // Nobody is moved into a cgroup from inside a cgroup namespace that the cgroup is the root of: stage 2 joins that one.
@@ -110,37 +148,71 @@ fn join(entry: &Entry, target: Option<&OwnedFd>) -> Result<Namespaces, StepError
     }
 }
 
+/// One that is given by path. Stage 2 joins it, for the reason that [`join`] leaves it out.
+fn cgroup_namespace(entry: &Entry) -> Result<Option<OwnedFd>, StepError> {
+    let Entry::Create(container) = entry else {
+        return Ok(None);
+    };
+    let mut joined = container.join.iter();
+    let found = joined.find(|(kind, _)| *kind == Namespaces::CGROUP);
+    found.map(|(_, path)| open_namespace(path)).transpose()
+}
+
+fn open_namespace(path: &Path) -> Result<OwnedFd, StepError> {
+    open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .doing(|| format!("cannot open namespace {}", quoted(path)))
+}
+
+/// A time namespace for the clone; this process stays in its own, which is why it can still set the clocks.
+fn new_clocks(offsets: &[TimeOffset]) -> Result<(), StepError> {
+    unshare(flags(Namespaces::TIME)).doing(|| "cannot make a time namespace".to_owned())?;
+    for offset in offsets {
+        let TimeOffset {
+            clock,
+            seconds,
+            nanoseconds,
+        } = offset;
+        let line = format!("{clock} {seconds} {nanoseconds}\n");
+        fs::write("/proc/self/timens_offsets", line)
+            .doing(|| format!("cannot set linux.timeOffsets {clock}"))?;
+    }
+    Ok(())
+}
+
 fn flags(namespaces: Namespaces) -> CloneFlags {
     CloneFlags::from_bits_retain(namespaces.bits().cast_signed())
 }
 
-/// Gives the process its id maps and lets it go on.
-fn release(entry: &Entry, child: i32, sync: &OwnedFd) -> Result<(), Failure> {
-    if let Entry::Create(container) = entry
-        && let Some(maps) = &container.id_maps
-    {
-        write_map(child, "uid_map", &maps.uids)?;
-        write_map(child, "gid_map", &maps.gids)?;
+/// Gives the process what only others can give it, and lets it go on.
+fn release(plan: &Plan, child: i32, sync: &OwnedFd) -> Result<(), Failure> {
+    let Schedule { cpus, .. } = &plan.process.schedule;
+    match &plan.entry {
+        Entry::Create(container) if container.unshare.contains(Namespaces::USER) => {
+            if let Some(maps) = &container.id_maps {
+                write_maps(child, maps).doing(|| "cannot write the id maps".to_owned())?;
+            }
+        }
+        Entry::Create(_) => {}
+        Entry::Join(_) => schedule::pin(Some(child), cpus)?,
     }
+    schedule::set(child, &plan.process.schedule)?;
     rustix::io::write(sync, &[report::GO]).doing(|| "cannot release the process".to_owned())?;
     Ok(())
 }
 
-fn write_map(pid: i32, file: &str, maps: &[IdMap]) -> Result<(), StepError> {
-    let lines: String = maps
-        .iter()
-        .map(|map| format!("{} {} {}\n", map.inside, map.outside, map.size))
-        .collect();
-    fs::write(format!("/proc/{pid}/{file}"), lines).doing(|| format!("cannot write {file}"))
+/// Gives the user namespace that a process is in its maps.
+pub(super) fn write_maps(pid: i32, maps: &IdMaps) -> std::io::Result<()> {
+    for (file, maps) in [("uid_map", &maps.uids), ("gid_map", &maps.gids)] {
+        let line = |map: &IdMap| format!("{} {} {}\n", map.inside, map.outside, map.size);
+        let lines: String = maps.iter().map(line).collect();
+        fs::write(format!("/proc/{pid}/{file}"), lines)?;
+    }
+    Ok(())
 }
 
 /// Stage 2. There is no way back from success.
-fn become_program(
-    plan: &Plan,
-    status: BorrowedFd<'_>,
-    sync: &OwnedFd,
-    target: Option<OwnedFd>,
-) -> Result<std::convert::Infallible, Failure> {
+fn become_program(plan: &Plan, inside: Inside<'_>) -> Result<std::convert::Infallible, Failure> {
+    let Inside { status, sync, .. } = inside;
     let mut go = [0];
     // The end of the socket means that stage 1 has failed, and has said so.
     if rustix::io::read(sync, &mut go).doing(|| "cannot wait for the id maps".to_owned())? == 0 {
@@ -148,14 +220,23 @@ fn become_program(
     }
     rustix::process::setsid().doing(|| "cannot begin a session".to_owned())?;
     let process = &plan.process;
+    let mut start_hooks = None;
     match &plan.entry {
-        Entry::Create(container) => create(container, &plan.cgroup, process, status)?,
-        Entry::Join(namespaces) => follow(*namespaces, process, status, target)?,
+        Entry::Create(container) => {
+            if let Some(namespace) = inside.cgroup_namespace {
+                setns(namespace, flags(Namespaces::CGROUP))
+                    .doing(|| "cannot join the cgroup namespace".to_owned())?;
+            }
+            create(container, plan, status, inside.prepared)?;
+            start_hooks = container.start_hooks.as_ref();
+        }
+        Entry::Join(namespaces) => follow(*namespaces, process, status, inside.target)?,
     }
     let program = program::prepare(process)?;
+    let start_hooks = hooks::prepare(start_hooks)?;
     report::send(status, &Report::Ready, None).doing(|| "cannot report".to_owned())?;
     wait_for_go(status)?;
-    program.run(process)
+    program.run(process, start_hooks)
 }
 
 /// The rest of joining a container.
@@ -191,11 +272,12 @@ fn wait_for_go(status: BorrowedFd<'_>) -> Result<(), StepError> {
 /// From new namespaces to a container: names, network, mounts, its root.
 fn create(
     container: &Container,
-    cgroup: &Path,
-    process: &Process,
+    plan: &Plan,
     status: BorrowedFd<'_>,
+    prepared: Prepared,
 ) -> Result<(), Failure> {
-    if container.unshare.contains(Namespaces::USER) {
+    let process = &plan.process;
+    if container.namespaces().contains(Namespaces::USER) {
         user::become_root()?;
     }
     if container.unshare.contains(Namespaces::CGROUP) {
@@ -213,16 +295,17 @@ fn create(
             .doing(|| format!("cannot set sysctl {}", quoted(path)))?;
     }
     let root = root::Root::mount(container)?;
-    let late = mounts::mount_all(&root, container, cgroup)?;
+    let late = mounts::mount_all(&root, container, &plan.cgroup, prepared)?;
     devices::make(&root, container)?;
     root::make_cwd(&root, &process.cwd)?;
-    let root = root.pivot(container)?;
+    let root = root.pivot()?;
     if process.terminal {
         let slave = console::open(process, status)?;
         console::bind(&root, &slave)?;
         console::attach(&slave)?;
     }
     mounts::restrict(&root, container, &late)?;
+    root::propagate(container.propagation)?;
     Ok(())
 }
 

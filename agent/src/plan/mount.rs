@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::PlanError;
+use super::{IdMaps, PlanError};
 
 /// One mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,8 +19,17 @@ pub(crate) struct Mount {
     /// For the mount and all below it.
     pub(crate) recursive: Attributes,
     pub(crate) propagation: Option<Propagation>,
+    pub(crate) id_map: Option<IdMapping>,
     /// Fill the new file system with what it covers.
     pub(crate) copy_up: bool,
+}
+
+/// Owners of files are others when seen through this mount.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMapping {
+    pub(crate) maps: IdMaps,
+    /// Through all mounts below it too.
+    pub(crate) recursive: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +45,8 @@ pub(crate) enum MountKind {
     },
     /// The container's cgroup, whatever version was asked for.
     Cgroup,
+    /// No new mount: other attributes for the one that is there.
+    Remount,
 }
 
 /// Attributes of a mount to set and to clear, as `mount_setattr(2)` takes them.
@@ -163,18 +174,19 @@ const NO_EFFECT: [&str; 8] = [
     "nodirsync",
 ];
 
-pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError> {
+/// `own`: the maps of the container's user namespace.
+pub(super) fn read(
+    given: &oci_spec::runtime::Mount,
+    own: Option<&IdMaps>,
+) -> Result<Mount, PlanError> {
     let destination = given.destination().clone();
     let options = given.options().as_deref().unwrap_or_default();
     let fstype = given.typ().as_deref().unwrap_or_default();
-    if given.uid_mappings().is_some() || given.gid_mappings().is_some() {
-        return Err(PlanError::Unsupported {
-            what: format!("an id-mapped mount ({})", destination.display()),
-        });
-    }
+    let kind = kind(given, fstype, options)?;
     let mut mount = Mount {
+        id_map: id_map(given, own, &kind, options)?,
         destination,
-        kind: kind(given, fstype, options)?,
+        kind,
         attributes: Attributes::default(),
         recursive: Attributes::default(),
         propagation: None,
@@ -186,6 +198,32 @@ pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError>
     Ok(mount)
 }
 
+fn id_map(
+    given: &oci_spec::runtime::Mount,
+    own: Option<&IdMaps>,
+    kind: &MountKind,
+    options: &[String],
+) -> Result<Option<IdMapping>, PlanError> {
+    let has = |name| options.iter().any(|option| option == name);
+    let maps = IdMaps::of(given.uid_mappings().as_ref(), given.gid_mappings().as_ref())?;
+    if maps.is_none() && !has("idmap") && !has("ridmap") {
+        return Ok(None);
+    }
+    let refused = |why| PlanError::Conflict {
+        what: format!("id-mapped mount of {}", given.destination().display()),
+        why,
+    };
+    if !matches!(kind, MountKind::Bind { .. }) {
+        return Err(refused("only a bind mount can be one"));
+    }
+    let none = "neither it nor the container has uidMappings and gidMappings";
+    let maps = maps.or_else(|| own.cloned());
+    Ok(Some(IdMapping {
+        maps: maps.ok_or_else(|| refused(none))?,
+        recursive: has("ridmap"),
+    }))
+}
+
 fn kind(
     given: &oci_spec::runtime::Mount,
     fstype: &str,
@@ -195,6 +233,7 @@ fn kind(
     let rbind = options.iter().any(|option| option == "rbind");
     let source = given.source().clone();
     match fstype {
+        _ if options.iter().any(|option| option == "remount") => Ok(MountKind::Remount),
         _ if bind || rbind || fstype == "bind" => {
             let source = source.ok_or(PlanError::Missing("source for a bind mount"))?;
             Ok(MountKind::Bind {
@@ -226,7 +265,9 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), PlanError> {
         mount.recursive.merge(attributes);
     } else if let Some(propagation) = Propagation::of(option) {
         mount.propagation = Some(propagation);
-    } else if matches!(option, "bind" | "rbind") || NO_EFFECT.contains(&option) {
+    } else if matches!(option, "bind" | "rbind" | "idmap" | "ridmap" | "remount")
+        || NO_EFFECT.contains(&option)
+    {
         // Known already, or the default.
     } else if option == "tmpcopyup" {
         mount.copy_up = true;
@@ -242,16 +283,13 @@ fn own_option(mount: &mut Mount, option: &str) -> Result<(), PlanError> {
         destination: mount.destination.display().to_string(),
         option: option.to_owned(),
     };
-    if matches!(option, "idmap" | "ridmap" | "remount") {
-        return Err(unknown());
-    }
     match &mut mount.kind {
         MountKind::New { options, .. } => options.push(match option.split_once('=') {
             Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
             None => (option.to_owned(), None),
         }),
-        MountKind::Bind { .. } if FILE_SYSTEM_FLAGS.contains(&option) => {}
-        MountKind::Bind { .. } => return Err(unknown()),
+        MountKind::Bind { .. } | MountKind::Remount if FILE_SYSTEM_FLAGS.contains(&option) => {}
+        MountKind::Bind { .. } | MountKind::Remount => return Err(unknown()),
         MountKind::Cgroup => {}
     }
     Ok(())

@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{LinuxSeccomp, PosixRlimitType};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, PosixRlimitType};
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
+use super::schedule::{self, Schedule};
 
 /// A process as it is to be when its program begins.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +25,7 @@ pub(crate) struct Process {
     pub(crate) no_new_privileges: bool,
     pub(crate) oom_score_adj: Option<i32>,
     pub(crate) seccomp: Option<LinuxSeccomp>,
+    pub(crate) schedule: Schedule,
     pub(crate) terminal: bool,
     pub(crate) size: WindowSize,
 }
@@ -68,10 +70,8 @@ pub(super) fn read(
     if !given.cwd().is_absolute() {
         return Err(PlanError::RelativeCwd(given.cwd().clone()));
     }
-    if given.scheduler().is_some() || given.io_priority().is_some() {
-        return Err(PlanError::Unsupported {
-            what: "process.scheduler or process.ioPriority".to_owned(),
-        });
+    if let Some(seccomp) = seccomp {
+        refuse_listener(seccomp)?;
     }
     let env = given.env().clone().unwrap_or_default();
     if let Some(value) = args.iter().chain(&env).find(|text| text.contains('\0')) {
@@ -101,8 +101,27 @@ pub(super) fn read(
         no_new_privileges: given.no_new_privileges().unwrap_or(false),
         oom_score_adj: given.oom_score_adj(),
         seccomp: seccomp.cloned(),
+        schedule: schedule::read(given)?,
         terminal: given.terminal().unwrap_or(false),
         size: size.or(console_size),
+    })
+}
+
+/// What a filter would ask somebody about, who is on the host and cannot look into the guest.
+fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
+    let rules = seccomp.syscalls().iter().flatten();
+    let mut actions = rules
+        .map(LinuxSyscall::action)
+        .chain([seccomp.default_action()]);
+    let what = if actions.any(|action| action == LinuxSeccompAction::ScmpActNotify) {
+        "linux.seccomp with SCMP_ACT_NOTIFY"
+    } else if seccomp.listener_path().is_some() {
+        "linux.seccomp.listenerPath"
+    } else {
+        return Ok(());
+    };
+    Err(PlanError::Unsupported {
+        what: what.to_owned(),
     })
 }
 

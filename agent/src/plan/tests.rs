@@ -9,6 +9,14 @@ const NO_SIZE: WindowSize = WindowSize {
     height: 0,
 };
 
+fn plan(spec: &Value, size: WindowSize) -> Result<Plan, PlanError> {
+    let place = Place {
+        id: "c",
+        cgroup: Path::new("/cgroup/c"),
+    };
+    container(spec.to_string().as_bytes(), place, size)
+}
+
 fn spec() -> Value {
     json!({
         "ociVersion": "1.2.0",
@@ -19,7 +27,7 @@ fn spec() -> Value {
 }
 
 fn read(spec: &Value) -> Result<(Container, Process), PlanError> {
-    let plan = container(spec.to_string().as_bytes(), Path::new("/cgroup/c"), NO_SIZE)?;
+    let plan = plan(spec, NO_SIZE)?;
     match plan.entry {
         Entry::Create(container) => Ok((*container, plan.process)),
         Entry::Join(_) => panic!("a container is created"),
@@ -94,7 +102,7 @@ fn a_listed_device_takes_the_place_of_the_default_one() {
         .collect();
     assert_eq!(nulls.len(), 1);
     assert_eq!(nulls[0].mode, 0o600);
-    assert_eq!(container.devices.len(), DEFAULT_DEVICES.len());
+    assert_eq!(container.devices.len(), device::DEFAULT_DEVICES.len());
 }
 
 #[test]
@@ -107,6 +115,7 @@ fn a_device_with_a_number_that_is_none_is_refused() {
 #[test]
 fn sysctl_names_are_paths_below_proc_sys() {
     let mut spec = spec();
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network"}]);
     spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
     let (container, _) = read(&spec).unwrap();
     assert_eq!(
@@ -140,12 +149,258 @@ fn a_relative_cwd_and_an_empty_command_are_refused() {
 }
 
 #[test]
-fn what_a_guest_cannot_do_is_refused() {
+fn a_name_with_dots_first_has_slashes_for_dots_of_an_interface() {
+    let mut spec = spec();
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network"}]);
+    spec["linux"]["sysctl"] = json!({"net.ipv4.conf.eth0/1.rp_filter": "1"});
+    assert_eq!(
+        read(&spec).unwrap().0.sysctl[0].0,
+        Path::new("net/ipv4/conf/eth0.1/rp_filter")
+    );
+}
+
+#[test]
+fn a_sysctl_needs_the_namespace_that_it_belongs_to() {
+    for (name, namespace) in [
+        ("net.core.somaxconn", "network"),
+        ("kernel.shmmax", "ipc"),
+        ("fs.mqueue.msg_max", "ipc"),
+        ("kernel.domainname", "uts"),
+    ] {
+        let mut spec = spec();
+        spec["linux"]["sysctl"] = json!({name: "1"});
+        let why = refusal(&spec);
+        assert_eq!(
+            why,
+            format!("linux.sysctl {name}: the container has no {namespace} namespace")
+        );
+        spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": namespace}]);
+        assert!(read(&spec).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn a_sysctl_of_the_machine_is_refused() {
+    for name in [
+        "vm.swappiness",
+        "kernel.panic",
+        "fs.file-max",
+        "kernel.hostname",
+    ] {
+        let mut spec = spec();
+        spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
+        spec["linux"]["sysctl"] = json!({name: "1"});
+        assert!(refusal(&spec).starts_with(&format!("linux.sysctl {name}: ")));
+    }
+}
+
+#[test]
+fn what_a_guest_cannot_do_is_refused_by_its_name() {
+    for (key, value) in [
+        ("intelRdt", json!({"closID": "x"})),
+        ("memoryPolicy", json!({"mode": "MPOL_BIND", "nodes": "0"})),
+        ("netDevices", json!({"eth0": {}})),
+    ] {
+        let mut given = spec();
+        given["linux"][key] = value;
+        assert_eq!(
+            refusal(&given),
+            format!("linux.{key} is not supported in a guest")
+        );
+    }
     let mut given = spec();
+    given["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["X"]});
+    assert!(refusal(&given).starts_with("linux.personality.flags \"X\""));
+    let mut given = spec();
+    given.as_object_mut().unwrap().remove("linux");
+    assert!(refusal(&given).starts_with("a container without a mount namespace"));
+}
+
+#[test]
+fn a_filter_that_asks_somebody_is_refused() {
+    let mut given = spec();
+    for (seccomp, what) in [
+        (
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp with SCMP_ACT_NOTIFY",
+        ),
+        (
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]}),
+            "linux.seccomp with SCMP_ACT_NOTIFY",
+        ),
+        (
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
+            "linux.seccomp.listenerPath",
+        ),
+    ] {
+        given["linux"]["seccomp"] = seccomp;
+        assert_eq!(
+            refusal(&given),
+            format!("{what} is not supported in a guest")
+        );
+    }
+}
+
+#[test]
+fn an_unknown_capability_is_left_out_and_told() {
+    let mut given = spec();
+    given["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL", "CAP_WARP"],
+        "permitted": ["CAP_WARP"],
+    });
+    let plan = plan(&given, NO_SIZE).unwrap();
+    assert_eq!(plan.process.capabilities.bounding, 1 << 5);
+    assert_eq!(plan.ignored, ["capability \"CAP_WARP\""]);
+    let init = read(&spec()).unwrap().1;
+    let process = given["process"].to_string();
+    let (process, ignored) = exec(process.as_bytes(), &init, NO_SIZE).unwrap();
+    assert_eq!(process.capabilities.bounding, 1 << 5);
+    assert_eq!(ignored.len(), 1);
+    given["process"]["user"] = json!("root");
+    assert_eq!(refusal(&given), "the specification is not valid JSON");
+}
+
+#[test]
+fn a_user_namespace_is_joined_last() {
+    let mut spec = spec();
+    spec["linux"]["namespaces"] = json!([
+        {"type": "user", "path": "/proc/7/ns/user"},
+        {"type": "mount"},
+        {"type": "ipc", "path": "/proc/7/ns/ipc"},
+    ]);
+    assert!(refusal(&spec).contains("uidMappings"));
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    let (container, _) = read(&spec).unwrap();
+    assert_eq!(container.join[1].0, Namespaces::USER);
+    assert!(container.namespaces().contains(Namespaces::USER));
+}
+
+#[test]
+fn a_namespace_is_given_once_and_by_an_absolute_path() {
+    let mut spec = spec();
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc"}, {"type": "ipc"}]);
+    assert!(refusal(&spec).ends_with("given twice"));
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "ipc", "path": "x"}]);
+    assert_eq!(refusal(&spec), "linux.namespaces.path: \"x\" is not valid");
+}
+
+#[test]
+fn time_offsets_need_a_new_time_namespace_and_a_clock_that_can_be_set() {
+    let mut spec = spec();
+    spec["linux"]["timeOffsets"] = json!({"boottime": {"secs": 5}});
+    assert!(refusal(&spec).starts_with("linux.timeOffsets: there is no new time namespace"));
+    spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "time"}]);
+    let (container, _) = read(&spec).unwrap();
+    assert_eq!(container.time_offsets[0].seconds, 5);
+    spec["linux"]["timeOffsets"] = json!({"realtime": {"secs": 5}});
+    assert_eq!(
+        refusal(&spec),
+        "linux.timeOffsets: \"realtime\" is not valid"
+    );
+}
+
+#[test]
+fn a_schedule_is_in_the_kernels_numbers() {
+    let mut given = spec();
+    given["process"]["scheduler"] =
+        json!({"policy": "SCHED_RR", "priority": 7, "flags": ["SCHED_RESET_ON_FORK"]});
+    given["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 3});
+    given["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0-2,5"});
     given["linux"]["personality"] = json!({"domain": "LINUX32"});
+    let (_, init) = read(&given).unwrap();
+    let schedule = &init.schedule;
+    let scheduler = schedule.scheduler.unwrap();
+    assert_eq!(
+        (scheduler.policy, scheduler.priority, scheduler.flags),
+        (2, 7, 1)
+    );
+    assert_eq!(schedule.io_priority, Some(2 << 13 | 3));
+    assert_eq!(schedule.cpus, [0, 1, 2, 5]);
+    assert_eq!(schedule.personality, Some(8));
+    let process =
+        json!({"args": ["ls"], "cwd": "/", "execCPUAffinity": {"final": "1"}, "user": {}});
+    let (exec, _) = exec(process.to_string().as_bytes(), &init, NO_SIZE).unwrap();
+    assert_eq!(exec.schedule.scheduler, schedule.scheduler);
+    assert_eq!(
+        (exec.schedule.initial_cpus, exec.schedule.cpus),
+        (vec![], vec![1])
+    );
+}
+
+#[test]
+fn a_schedule_that_contradicts_itself_is_refused() {
+    for (scheduler, what) in [
+        (json!({"policy": "SCHED_OTHER", "priority": 1}), "priority"),
+        (json!({"policy": "SCHED_FIFO", "nice": 1}), "nice"),
+        (json!({"policy": "SCHED_OTHER", "nice": 20}), "nice"),
+        (json!({"policy": "SCHED_RR", "runtime": 1}), "runtime"),
+        (json!({"policy": "SCHED_ISO"}), "policy"),
+    ] {
+        let mut given = spec();
+        given["process"]["scheduler"] = scheduler;
+        assert!(refusal(&given).starts_with(&format!("process.scheduler.{what}")));
+    }
+    let mut given = spec();
+    given["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_RT", "priority": 8});
+    assert!(refusal(&given).starts_with("process.ioPriority"));
+    for cpus in ["3-1", "1024", "0-4294967295"] {
+        let mut given = spec();
+        given["process"]["execCPUAffinity"] = json!({"final": cpus});
+        assert!(refusal(&given).starts_with("process.execCPUAffinity"));
+    }
+}
+
+#[test]
+fn a_start_hook_is_told_the_containers_state() {
+    let mut given = spec();
+    given["annotations"] = json!({"husk.bundle": "/b"});
+    given["hooks"] = json!({"startContainer": [{"path": "/hook", "args": ["hook", "x"]}]});
+    let hooks = read(&given).unwrap().0.start_hooks.unwrap();
+    let state: Value = serde_json::from_str(&hooks.state(4)).unwrap();
+    assert_eq!(
+        state,
+        json!({"ociVersion": "1.2.0", "id": "c", "status": "created", "pid": 4, "bundle": "/b", "annotations": {"husk.bundle": "/b"}})
+    );
+    for hook in [
+        json!({"path": "hook"}),
+        json!({"path": "/h", "timeout": 0}),
+        json!({"path": "/h", "env": ["A\0B"]}),
+    ] {
+        given["hooks"] = json!({"startContainer": [hook]});
+        assert!(refusal(&given).starts_with("hooks.startContainer"));
+    }
+}
+
+#[test]
+fn an_id_mapped_mount_has_its_own_maps_or_the_containers() {
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    let mut given = spec();
+    let mount = |options: &[&str], kind: &str| json!({"destination": "/m", "type": kind, "source": "/s", "options": options});
+    given["mounts"] = json!([mount(&["rbind", "ridmap"], "bind")]);
     assert_eq!(
         refusal(&given),
-        "linux.personality is not supported in a guest"
+        "id-mapped mount of /m: neither it nor the container has uidMappings and gidMappings"
+    );
+    given["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]);
+    given["linux"]["uidMappings"] = map.clone();
+    given["linux"]["gidMappings"] = map.clone();
+    let mapping = read(&given).unwrap().0.mounts[0].id_map.clone().unwrap();
+    assert_eq!(
+        (mapping.maps.uids[0].outside, mapping.recursive),
+        (1000, true)
+    );
+    given["mounts"][0] = mount(&["bind"], "bind");
+    assert_eq!(read(&given).unwrap().0.mounts[0].id_map, None);
+    given["mounts"][0]["uidMappings"] = map.clone();
+    assert!(refusal(&given).contains("one needs the other"));
+    given["mounts"][0]["gidMappings"] = map;
+    assert!(read(&given).unwrap().0.mounts[0].id_map.is_some());
+    given["mounts"][0] = mount(&["idmap"], "tmpfs");
+    assert_eq!(
+        refusal(&given),
+        "id-mapped mount of /m: only a bind mount can be one"
     );
 }
 
@@ -176,7 +431,7 @@ fn an_exec_takes_over_what_belongs_to_the_container() {
     given["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW"});
     let (_, init) = read(&given).unwrap();
     let process = json!({"args": ["ls"], "cwd": "/tmp", "user": {"uid": 5, "gid": 6}});
-    let process = exec(process.to_string().as_bytes(), &init, NO_SIZE).unwrap();
+    let (process, _) = exec(process.to_string().as_bytes(), &init, NO_SIZE).unwrap();
     assert_eq!(process.capabilities, init.capabilities);
     assert!(process.no_new_privileges && process.seccomp.is_some());
     assert_eq!((process.uid, process.gid), (5, 6));
@@ -197,7 +452,7 @@ fn the_size_of_the_request_comes_before_that_of_the_specification() {
         width: 1,
         height: 2,
     };
-    let plan = container(given.to_string().as_bytes(), Path::new("/c"), size).unwrap();
+    let plan = plan(&given, size).unwrap();
     assert_eq!(plan.process.size, size);
 }
 
@@ -264,7 +519,8 @@ fn other_options_are_the_file_systems_own() {
         }
     );
     assert!(mount(&["bind", "size=64k"], "bind").is_err());
-    assert!(mount(&["remount"], "tmpfs").is_err());
+    let made = mount(&["remount", "ro"], "tmpfs").unwrap();
+    assert_eq!((made.kind, made.attributes.set), (MountKind::Remount, 1));
 }
 
 #[test]
@@ -275,12 +531,11 @@ fn both_cgroup_versions_are_the_containers_cgroup() {
 
 #[test]
 fn a_plan_survives_its_way_to_the_child() {
-    let plan = container(
-        spec().to_string().as_bytes(),
-        Path::new("/cgroup/c"),
-        NO_SIZE,
-    )
-    .unwrap();
+    let mut spec = spec();
+    spec["linux"]["resources"] = json!({"pids": {"limit": 5}, "devices": [{"allow": false}]});
+    spec["hooks"] = json!({"startContainer": [{"path": "/hook", "timeout": 3}]});
+    spec["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 4});
+    let plan = plan(&spec, NO_SIZE).unwrap();
     let json = serde_json::to_vec(&plan).unwrap();
     let read: Plan = serde_json::from_slice(&json).unwrap();
     assert_eq!(format!("{plan:?}"), format!("{read:?}"));

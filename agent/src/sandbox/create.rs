@@ -2,13 +2,15 @@
 
 use agent_api::{StreamId, agent};
 
+use super::pause::check_thawed;
+use super::resources::tell_ignored;
 use super::{
     Key, News, Reply, Sandbox, SandboxError, answer, check_id, io, no_process, send, wrong_state,
 };
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Member, Then, Waiting};
 use crate::log::{debug, warn};
-use crate::plan::{self, Entry, Plan, WindowSize};
+use crate::plan::{self, Entry, Place, Plan, WindowSize};
 use crate::process::State;
 use crate::report::FailureKind;
 use crate::spawn::{self, SpawnError, Spawned, Spawning};
@@ -17,16 +19,13 @@ use crate::stdio;
 impl Sandbox {
     pub(super) fn create_container(
         &mut self,
-        id: String,
+        id: &str,
         spec: &[u8],
         streams: &agent::Streams,
         size: WindowSize,
         reply: Reply<u32>,
     ) {
-        let key = Key {
-            container: id,
-            exec: String::new(),
-        };
+        let key = Key::init(id);
         match self.begin_container(&key, spec, streams, size) {
             Ok(()) => {
                 if let Some(member) = self.member(&key) {
@@ -49,7 +48,12 @@ impl Sandbox {
         if self.containers.contains_key(id) {
             return Err(SandboxError::Exists(id.clone()));
         }
-        let plan = plan::container(spec, &self.settings.cgroups.join(id), size)?;
+        let place = Place {
+            id,
+            cgroup: &self.settings.cgroups.join(id),
+        };
+        let plan = plan::container(spec, place, size)?;
+        tell_ignored(id, &plan.ignored);
         let cgroup =
             Cgroup::create(&self.settings.cgroups, id).map_err(io("cannot make the cgroup"))?;
         let mut container = Container::new(cgroup, &plan);
@@ -101,20 +105,13 @@ impl Sandbox {
         if container.members.contains_key(&key.exec) {
             return Err(SandboxError::Exists(key.exec.clone()));
         }
-        let init = container
-            .members
-            .get("")
-            .map_or(State::Stopped, |init| init.process.state());
+        let init = container.init_state();
         if !matches!(init, State::Created | State::Starting | State::Running) {
-            return Err(wrong_state(
-                &Key {
-                    container: key.container.clone(),
-                    exec: String::new(),
-                },
-                init,
-            ));
+            return Err(wrong_state(&Key::init(&key.container), init));
         }
-        let plan = plan::exec(process, &container.template, size)?;
+        check_thawed(&key.container, container)?;
+        let (plan, ignored) = plan::exec(process, &container.template, size)?;
+        tell_ignored(&key.container, &ignored);
         let owner = container.owner(&plan);
         let mut member = Member::new(State::Created);
         let stdio = self.streams(&mut member, &plan, owner, streams)?;
@@ -170,6 +167,7 @@ impl Sandbox {
 
     pub(super) fn begin_start(&mut self, key: &Key) -> Result<(), SandboxError> {
         let container = self.open(&key.container)?;
+        check_thawed(&key.container, container)?;
         let (namespaces, cgroup) = (container.namespaces, container.cgroup.path().to_owned());
         let init_is_there = container
             .members
@@ -195,6 +193,7 @@ impl Sandbox {
             cgroup,
             entry: Entry::Join(namespaces),
             process: waiting.plan,
+            ignored: Vec::new(),
         };
         match spawn::spawn(&plan, waiting.stdio, container.pidfd.as_ref()) {
             Ok(spawning) => {
@@ -232,6 +231,7 @@ impl Sandbox {
                 Err(error) => self.not_ready(&key, error),
             },
             News::Begun { key, result } => self.begun(&key, result),
+            News::Frozen { id, result, reply } => answer(reply, self.paused(&id, result)),
         }
     }
 

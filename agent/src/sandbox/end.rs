@@ -3,6 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::pause::{check_thawed, thaw};
 use super::{Key, Reply, Sandbox, SandboxError, answer, send, wrong_state};
 use crate::container::{Ending, Then};
 use crate::log::warn;
@@ -28,9 +29,12 @@ impl Sandbox {
         let Some(container) = self.containers.get_mut(&key.container) else {
             return;
         };
+        if key.exec.is_empty() {
+            thaw(&key.container, container);
+        }
         // Orphans of a container that shares its pid namespace live on without their init.
         if key.exec.is_empty()
-            && !container.has_own_pids()
+            && !container.has_own_pids
             && let Err(error) = container.cgroup.kill()
         {
             warn!("{}: cannot kill the rest: {error}", key.container);
@@ -45,18 +49,10 @@ impl Sandbox {
 
     pub(super) fn delete_container(&mut self, id: &str, reply: Reply<()>) {
         let deletable = self.open(id).and_then(|container| {
-            let init = container
-                .members
-                .get("")
-                .map_or(State::Stopped, |init| init.process.state());
-            let key = Key {
-                container: id.to_owned(),
-                exec: String::new(),
-            };
-            if matches!(init, State::Created | State::Stopped) {
-                Ok(())
-            } else {
-                Err(wrong_state(&key, init))
+            check_thawed(id, container)?;
+            match container.init_state() {
+                State::Created | State::Stopped => Ok(()),
+                init => Err(wrong_state(&Key::init(id), init)),
             }
         });
         match deletable {

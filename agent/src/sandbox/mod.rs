@@ -6,125 +6,32 @@
 mod control;
 mod create;
 mod end;
+mod pause;
+mod request;
+mod resources;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use agent_api::agent;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
+pub(crate) use self::request::{Handle, Key, Reply, Request, SandboxError};
 use crate::container::{Container, Member};
 use crate::log::warn;
 use crate::oom::OomWatch;
-use crate::plan::{PlanError, WindowSize};
 use crate::process::State;
 use crate::reaper::Reaper;
-use crate::report::Failure;
 use crate::spawn::{SpawnError, Spawned, Spawning};
 use crate::streams::Streams;
 
-/// Requests that wait for this task. More make the caller wait.
-const REQUESTS_MAX: usize = 64;
 /// How often a cgroup is looked at that is to become empty.
 const ENDING_TICK: Duration = Duration::from_millis(5);
 /// Names become directories.
 const ID_LEN_MAX: usize = 200;
-
-/// Where an answer goes.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
-
-/// Names a process: container, and exec id, which is empty for the first process.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) container: String,
-    pub(crate) exec: String,
-}
-
-/// What can be asked.
-#[derive(Debug)]
-pub(crate) enum Request {
-    CreateContainer {
-        id: String,
-        spec: Vec<u8>,
-        streams: agent::Streams,
-        size: WindowSize,
-        reply: Reply<u32>,
-    },
-    CreateProcess {
-        key: Key,
-        process: Vec<u8>,
-        streams: agent::Streams,
-        size: WindowSize,
-        reply: Reply<()>,
-    },
-    Start {
-        key: Key,
-        reply: Reply<u32>,
-    },
-    DeleteContainer {
-        id: String,
-        reply: Reply<()>,
-    },
-    DeleteProcess {
-        key: Key,
-        reply: Reply<()>,
-    },
-    Signal {
-        key: Key,
-        signal: u32,
-        all: bool,
-        reply: Reply<()>,
-    },
-    Resize {
-        key: Key,
-        size: WindowSize,
-        reply: Reply<()>,
-    },
-    Pids {
-        id: String,
-        reply: Reply<Vec<u32>>,
-    },
-    Shutdown,
-}
-
-/// Why something asked for was not done.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SandboxError {
-    #[error("no container {0:?}")]
-    NoContainer(String),
-    #[error("no process {exec:?} in container {container:?}")]
-    NoProcess { container: String, exec: String },
-    #[error("{0:?} exists already")]
-    Exists(String),
-    #[error("{0:?} is not a valid id")]
-    Id(String),
-    #[error("{what} is {state}")]
-    State { what: String, state: &'static str },
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error("{doing}")]
-    Io {
-        doing: &'static str,
-        #[source]
-        source: io::Error,
-    },
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    #[error("the sandbox is shutting down")]
-    Gone,
-}
-
-impl SandboxError {
-    /// What a child has said, where this is why.
-    pub(crate) fn failure(&self) -> Option<&Failure> {
-        match self {
-            Self::Spawn(SpawnError::Failed(failure)) => Some(failure),
-            _ => None,
-        }
-    }
-}
 
 /// The result of a step that took time.
 #[derive(Debug)]
@@ -138,6 +45,11 @@ enum News {
         key: Key,
         result: Result<(), SpawnError>,
     },
+    Frozen {
+        id: String,
+        result: io::Result<()>,
+        reply: Reply<()>,
+    },
 }
 
 /// What a sandbox works with.
@@ -146,31 +58,6 @@ pub(crate) struct Settings {
     /// The cgroup that containers are made in.
     pub(crate) cgroups: PathBuf,
     pub(crate) streams: Streams,
-}
-
-/// Asks the sandbox.
-#[derive(Clone, Debug)]
-pub(crate) struct Handle(mpsc::Sender<Request>);
-
-impl Handle {
-    /// Sends a request and waits for the answer.
-    pub(crate) async fn ask<T>(
-        &self,
-        request: impl FnOnce(Reply<T>) -> Request,
-    ) -> Result<T, SandboxError> {
-        let (reply, answer) = oneshot::channel();
-        self.0
-            .send(request(reply))
-            .await
-            .map_err(|_| SandboxError::Gone)?;
-        answer.await.map_err(|_| SandboxError::Gone)?
-    }
-
-    /// Ends everything. There is no answer.
-    pub(crate) async fn shut_down(&self) {
-        // Gone already is what was asked for.
-        let _ = self.0.send(Request::Shutdown).await;
-    }
 }
 
 /// Events in order. What the host asked for bounds them: one exit per process that it started, and memory events at a bounded rate.
@@ -183,6 +70,8 @@ pub(crate) struct Sandbox {
     containers: HashMap<String, Container>,
     by_pid: HashMap<i32, Key>,
     oom: OomWatch,
+    /// Whose turn it is to look at processes.
+    listing: Arc<Semaphore>,
     requests: mpsc::Receiver<Request>,
     news: mpsc::UnboundedReceiver<News>,
     tell: mpsc::UnboundedSender<News>,
@@ -191,7 +80,7 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new(settings: Settings) -> io::Result<(Self, Handle, Events)> {
-        let (ask, requests) = mpsc::channel(REQUESTS_MAX);
+        let (ask, requests) = request::channel();
         let (tell, news) = mpsc::unbounded_channel();
         let (events, receiver) = mpsc::unbounded_channel();
         let sandbox = Self {
@@ -199,12 +88,13 @@ impl Sandbox {
             containers: HashMap::new(),
             by_pid: HashMap::new(),
             oom: OomWatch::new()?,
+            listing: Arc::new(Semaphore::new(1)),
             requests,
             news,
             tell,
             events,
         };
-        Ok((sandbox, Handle(ask), receiver))
+        Ok((sandbox, ask, receiver))
     }
 
     /// Serves until it is asked to shut down; then every container's processes have been killed.
@@ -241,7 +131,7 @@ impl Sandbox {
                 size,
                 reply,
             } => {
-                self.create_container(id, &spec, &streams, size, reply);
+                self.create_container(&id, &spec, &streams, size, reply);
             }
             Request::CreateProcess {
                 key,
@@ -263,6 +153,15 @@ impl Sandbox {
             } => answer(reply, self.signal(&key, signal, all)),
             Request::Resize { key, size, reply } => answer(reply, self.resize(&key, size)),
             Request::Pids { id, reply } => answer(reply, self.pids(&id)),
+            Request::Processes { id, reply } => self.processes(&id, reply),
+            Request::Pause { id, reply } => self.pause(&id, reply),
+            Request::Resume { id, reply } => answer(reply, self.resume(&id)),
+            Request::Update {
+                id,
+                resources,
+                reply,
+            } => self.update(&id, &resources, reply),
+            Request::Stats { id, reply } => answer(reply, self.stats(&id)),
             Request::Shutdown => {}
         }
     }

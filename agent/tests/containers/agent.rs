@@ -399,7 +399,7 @@ fn make_rootfs(rootfs: &Path) {
     for name in [
         "sh", "cat", "echo", "sleep", "id", "ls", "stty", "tty", "hostname", "mkdir", "touch",
         "grep", "head", "yes", "dd", "pwd", "env", "tail", "mknod", "kill", "stat", "test", "ip",
-        "chmod", "wc", "true",
+        "chmod", "wc", "true", "readlink",
     ] {
         std::os::unix::fs::symlink("busybox", bin.join(name)).unwrap();
     }

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod agent;
+mod control;
 mod lifecycle;
+mod options;
 mod setup;
 mod streams;

@@ -1,4 +1,4 @@
-//! What `run` and `create` look at before anything is started: the id, the bundle, the installed files, the right to use KVM. So a mistake of the
+//! The container that `run` and `create` are told to make, and what they look at before anything is started: the id, the bundle, the installed files, the right to use KVM. So a mistake of the
 //! user's costs no VM and leaves nothing behind.
 
 use std::path::{Path, PathBuf};
@@ -11,6 +11,31 @@ use crate::kvm;
 use crate::spec;
 use crate::state::check_id;
 
+/// How a container is to be made.
+#[derive(Debug, clap::Args)]
+pub(super) struct ContainerArgs {
+    /// The bundle's directory, with config.json in it
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    pub(super) bundle: PathBuf,
+    /// Write the container's process id on this host to FILE
+    #[arg(long, value_name = "FILE")]
+    pub(super) pid_file: Option<PathBuf>,
+    /// Send the container's terminal to this socket, if the container is in the background
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) console_socket: Option<PathBuf>,
+    /// Must be 0: descriptors of this host cannot go into a VM
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Accepted; the root file system is the VM's in any case
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted; the VM has keyrings of its own in any case
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// A name for the container, not in use yet
+    pub(super) id: String,
+}
+
 /// A bundle that can be run here, as far as can be told.
 #[derive(Debug)]
 pub(super) struct Bundle {
@@ -20,10 +45,11 @@ pub(super) struct Bundle {
     pub(super) terminal: bool,
 }
 
-/// Looks at the bundle in `dir`, to be run as `id`.
-pub(super) fn inspect(options: &Options, dir: &Path, id: &str) -> anyhow::Result<Bundle> {
-    check_id(id)?;
-    let bundle = read(dir, id)?;
+/// Looks at the bundle.
+pub(super) fn inspect(options: &Options, args: &ContainerArgs) -> anyhow::Result<Bundle> {
+    check_id(&args.id)?;
+    refuse_descriptors(args.preserve_fds)?;
+    let bundle = read(&args.bundle, &args.id)?;
     if !rustix::process::geteuid().is_root() {
         return Err(anyhow!(
             "husk mounts file systems and makes cgroups: run it as root"
@@ -32,6 +58,19 @@ pub(super) fn inspect(options: &Options, dir: &Path, id: &str) -> anyhow::Result
     assets::check(&Config::load(options)?)?;
     kvm::access()?;
     Ok(bundle)
+}
+
+/// What a caller wants to pass on beside the standard streams. Sockets of an activated service are no part of the command line, so a caller
+/// may not know that it has any.
+pub(super) fn refuse_descriptors(count: u32) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        count == 0,
+        "--preserve-fds {count}: descriptors of this host cannot go into a VM"
+    );
+    if std::env::var_os("LISTEN_FDS").is_some() {
+        tracing::warn!("LISTEN_FDS is ignored: descriptors of this host cannot go into a VM");
+    }
+    Ok(())
 }
 
 fn read(dir: &Path, id: &str) -> anyhow::Result<Bundle> {

@@ -1,17 +1,22 @@
 //! `husk create`: a container that waits for `husk start`, in the background.
 //!
-//! Its streams are this command's own descriptors, which its supervisor keeps when this command has ended.
+//! ```text
+//!   inspect the bundle ─► [terminal: send its master to the console socket] ─► start a supervisor ─► create ─► pid file
+//! ```
+//!
+//! Its streams are this command's own descriptors, which its supervisor keeps when this command has ended. The supervisor then is a
+//! child of whoever adopts this command's orphans, ends with the container, and has its exit status.
 
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 
-use super::Failure;
-use super::bundle::{self, Bundle};
-use super::foreground::{block_on, unless_ended, write_pid};
+use super::bundle::{self, Bundle, ContainerArgs};
+use super::foreground::{block_on, no_program, unless_ended, write_pid};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
+use super::{Failure, console};
 use crate::config::Options;
 use crate::supervise::{self, StartArgs};
 
@@ -20,59 +25,65 @@ use crate::supervise::{self, StartArgs};
 /// The container keeps this command's standard input, output and error.
 #[derive(Debug, clap::Args)]
 pub(super) struct CreateArgs {
-    /// The bundle's directory, with config.json in it
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
-    /// Write the container's process id on this host to FILE
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// A name for the container, not in use yet
-    id: String,
+    #[command(flatten)]
+    container: ContainerArgs,
 }
 
 /// Creates it.
 pub(super) fn run(options: &Options, args: &CreateArgs) -> Result<ExitCode, Failure> {
-    let bundle = bundle::inspect(options, &args.bundle, &args.id)?;
-    if bundle.terminal {
-        return Err(anyhow!(
-            "a container with a terminal (process.terminal) can only be run in the foreground: husk run"
-        )
-        .into());
-    }
-    block_on(create(options, args, &bundle))
+    in_background(options, &args.container, false)
+}
+
+/// Creates a container in the background, and starts it if `start`. On an error nothing of it is left.
+pub(super) fn in_background(
+    options: &Options,
+    args: &ContainerArgs,
+    start: bool,
+) -> Result<ExitCode, Failure> {
+    let bundle = bundle::inspect(options, args)?;
+    let terminal = console::of_background(bundle.terminal, args.console_socket.as_deref())?;
+    let streams = match &terminal {
+        Some(slave) => Streams::terminal(slave.as_raw_fd()),
+        None => Streams::own(false),
+    };
+    block_on(create(options, args, &bundle, streams, start))?;
+    // The supervisor has it by now.
+    drop::<Option<OwnedFd>>(terminal);
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn create(
     options: &Options,
-    args: &CreateArgs,
+    args: &ContainerArgs,
     bundle: &Bundle,
-) -> Result<ExitCode, Failure> {
+    streams: Streams,
+    start: bool,
+) -> Result<(), Failure> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let start = StartArgs {
+    let supervisor = StartArgs {
         options,
         id: &args.id,
         owner: None,
+        end_with_container: true,
     };
-    let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;
+    let supervisor = unless_ended(&mut signals, supervise::start(&supervisor)).await??;
     let task = Task::init(supervisor, &args.id);
-    let created = make(&task, args, bundle, &mut signals).await;
-    if created.is_err()
+    let made = async {
+        let pid = unless_ended(&mut signals, task.create(&bundle.path, streams)).await?;
+        let pid = pid.map_err(no_program)?;
+        write_pid(args.pid_file.as_deref(), pid)?;
+        if start {
+            unless_ended(&mut signals, task.start())
+                .await?
+                .map_err(no_program)?;
+        }
+        Ok(())
+    };
+    let made: Result<(), Failure> = made.await;
+    if made.is_err()
         && let Err(error) = task.shutdown().await
     {
         tracing::warn!(%error, "the supervisor did not end");
     }
-    created.map(|()| ExitCode::SUCCESS)
-}
-
-async fn make(
-    task: &Task,
-    args: &CreateArgs,
-    bundle: &Bundle,
-    signals: &mut Signals,
-) -> Result<(), Failure> {
-    let pid = unless_ended(signals, task.create(&bundle.path, Streams::own(false)))
-        .await?
-        .with_context(|| format!("cannot create {}", args.id))?;
-    write_pid(args.pid_file.as_deref(), pid)?;
-    Ok(())
+    made
 }

@@ -1,25 +1,31 @@
-//! `husk delete`: what a stopped container has is removed, by its supervisor or, if that is dead, from the record on disk.
+//! `husk delete`: what a container had is removed, by the record on disk.
 //!
 //! ```text
-//!   supervisor lives:  [--force: kill, wait] ─► delete ─► shut down
-//!   supervisor dead:   see `remains`
+//!   supervisor lives:  [created, or --force: kill] ─► it ends with the container, or is killed ─┐
+//!   supervisor dead:  ────────────────────────────────────────────────────────────────────────┴─► see `remains`
 //! ```
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use nix::libc::SIGKILL;
 
 use super::foreground::block_on;
 use super::tasks::Task;
-use super::{Failure, remains};
+use super::{Failure, ending, remains};
 use crate::config::Options;
-use crate::state::{StateDir, StateError};
+use crate::state::{Record, StateDir, StateError, Status};
 use crate::supervise;
 
-/// For a killed process to end.
-const KILLED: Duration = Duration::from_secs(3);
+/// For a supervisor to take the order to kill.
+const ORDER: Duration = Duration::from_secs(2);
+
+/// For a supervisor to end when its container was killed by us, and nobody is interested in output any more.
+const FORCED: Duration = Duration::from_secs(3);
+
+/// For a supervisor to end when its container has ended: its output is being delivered.
+const STOPPED: Duration = Duration::from_secs(20);
 
 /// Remove a stopped container
 #[derive(Debug, clap::Args)]
@@ -38,30 +44,48 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         state => state?,
     };
     match state.read()? {
-        Some(record) if record.supervisor.open().is_some() => block_on(ask(options, args))?,
+        Some(record) if record.supervisor.open().is_some() => end(options, args, &record)?,
         // Its supervisor died before its first word, or has not said it yet.
         None if !args.force => return Err(anyhow!("{} is being created", args.id).into()),
-        record => remains::remove(&state, record)?,
+        _ => {}
+    }
+    let record = state.read()?;
+    remains::remove(&state, record.as_ref())?;
+    if let Some(record) = record {
+        block_on(async {
+            remains::poststop(&record).await;
+            Ok(())
+        })?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
-    let supervisor = supervise::connect(&options.root, &args.id).await?;
-    let task = Task::init(supervisor, &args.id);
-    if args.force
-        && task.kill(SIGKILL.unsigned_abs(), false).await.is_ok()
-        && tokio::time::timeout(KILLED, task.wait()).await.is_err()
+/// Ends the container, if that may be, and with it its supervisor.
+fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Failure> {
+    let status = record.containers.first().map(|container| container.status);
+    let patience = match status {
+        Some(Status::Stopped) if !args.force => STOPPED,
+        Some(Status::Created) => FORCED,
+        _ if args.force => FORCED,
+        status => {
+            let status = status.unwrap_or(Status::Creating);
+            let words = "cannot delete container";
+            return Err(anyhow!("{words} {} that is not stopped: {status}", args.id).into());
+        }
+    };
+    if status != Some(Status::Stopped)
+        && let Err(failure) = block_on(kill(options, args))
     {
-        tracing::warn!("{} does not end, so its VM is ended", args.id);
+        tracing::debug!("it was not killed by its supervisor: {:#}", failure.error);
     }
-    match task.delete().await {
-        Err(error) if !args.force => Err(anyhow!(error)
-            .context(format!("cannot delete {}", args.id))
-            .into()),
-        _ => Ok(task
-            .shutdown()
-            .await
-            .with_context(|| format!("cannot remove {}", args.id))?),
-    }
+    Ok(ending::enforce(record.supervisor, patience)?)
+}
+
+async fn kill(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
+    let killed = async {
+        let supervisor = supervise::connect(&options.root, &args.id).await?;
+        let task = Task::init(supervisor, &args.id);
+        Ok(task.kill(SIGKILL.unsigned_abs(), false).await?)
+    };
+    tokio::time::timeout(ORDER, killed).await?
 }

@@ -1,4 +1,4 @@
-//! `husk exec`: another process in a running container, in the foreground.
+//! `husk exec`: another process in a running container, in the foreground, or in the background by way of [`session`].
 //!
 //! It is the container's own `process` with another command line, or a `process` object from a file.
 
@@ -7,15 +7,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
 
-use super::Failure;
-use super::foreground::{attend, block_on, exit_code, no_program, unless_ended};
+use super::bundle::refuse_descriptors;
+use super::foreground::{attend, block_on, exit_code, no_program, unless_ended, write_pid};
 use super::record::{self, State};
+use super::session::{self, Background};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
+use super::{Failure, console};
 use crate::config::Options;
-use crate::state::Status;
+use crate::state::{ProcessRef, Status};
 use crate::supervise;
 use crate::terminal::Terminal;
 
@@ -24,6 +26,46 @@ use crate::terminal::Terminal;
 /// The command has this one's standard input, output and error, or with --tty its terminal, and its exit status is this one's.
 #[derive(Debug, clap::Args)]
 pub(super) struct ExecArgs {
+    #[command(flatten)]
+    change: Change,
+    /// Take all of it from an OCI process object in FILE; options about the process are ignored
+    #[arg(short, long, value_name = "FILE", conflicts_with = "command")]
+    process: Option<PathBuf>,
+    /// Return when it is started; it runs on in the background
+    #[arg(short, long)]
+    detach: bool,
+    /// Write the id of a process on this host that ends with the command, and with its status, to FILE
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Send the command's terminal to this socket, if it is in the background
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// Must be 0: descriptors of this host cannot go into a VM
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Accepted; a command in a paused container waits for its end
+    #[arg(long)]
+    ignore_paused: bool,
+    /// Refused: a command is always in its container's cgroup
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
+    /// Be the process in the background; say so to this descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    report_to: Option<i32>,
+    /// The container
+    id: String,
+    /// The command and its arguments
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "process"
+    )]
+    command: Vec<String>,
+}
+
+/// What is to be other than in the container's own process.
+#[derive(Debug, clap::Args)]
+struct Change {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
@@ -36,33 +78,54 @@ pub(super) struct ExecArgs {
     /// User and group ids to run as
     #[arg(short, long, value_name = "UID[:GID]", value_parser = user)]
     user: Option<(u32, Option<u32>)>,
-    /// Take all of it from an OCI process object in FILE
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["tty", "cwd", "envs", "user", "command"])]
-    process: Option<PathBuf>,
-    /// The container
-    id: String,
-    /// The command and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        required_unless_present = "process"
-    )]
-    command: Vec<String>,
+    /// A further group to run as; may be given several times
+    #[arg(short = 'g', long, value_name = "GID")]
+    additional_gids: Vec<u32>,
+    /// A further capability; may be given several times
+    #[arg(short, long = "cap", value_name = "NAME", value_parser = capability)]
+    caps: Vec<Capability>,
+    /// No program gives the command privileges that it does not have
+    #[arg(long)]
+    no_new_privs: bool,
+    /// Ignored: the VM confines instead
+    #[arg(long, value_name = "PROFILE")]
+    apparmor: Option<String>,
+    /// Ignored: the VM confines instead
+    #[arg(long, value_name = "LABEL")]
+    process_label: Option<String>,
 }
 
-/// Runs it to its end.
+/// Runs it to its end, or in the background to its start.
 pub(super) fn run(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failure> {
+    refuse_descriptors(args.preserve_fds)?;
+    if args.cgroup.is_some() {
+        return Err(anyhow!("--cgroup: a command is always in its container's cgroup").into());
+    }
     let state = record::state(options, &args.id)?;
     if state.status != Status::Running {
         return Err(anyhow!("{} is {}, not running", args.id, state.status).into());
     }
     let process = process(&state, args)?;
-    let terminal = if process.terminal() == Some(true) {
+    let has_terminal = process.terminal() == Some(true);
+    let json = serde_json::to_vec(&process)?;
+    if args.detach {
+        let background = Background {
+            id: &args.id,
+            process: &json,
+            terminal: console::of_background(has_terminal, args.console_socket.as_deref())?,
+            pid_file: args.pid_file.as_deref(),
+        };
+        return Ok(session::start(options, background)?);
+    }
+    console::none_in_foreground(args.console_socket.as_deref())?;
+    if args.report_to.is_some() {
+        session::enter(has_terminal)?;
+    }
+    let terminal = if has_terminal {
         Some(Terminal::open(std::io::stdin().as_fd())?)
     } else {
         None
     };
-    let json = serde_json::to_vec(&process)?;
     block_on(live(options, args, json, terminal.as_ref()))
 }
 
@@ -74,18 +137,32 @@ async fn live(
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let supervisor = supervise::connect(&options.root, &args.id).await?;
-    // Unique while this process lives, and the exec does not outlive it.
-    let exec_id = format!("exec-{}", std::process::id());
-    let task = Task::exec(supervisor, &args.id, &exec_id);
+    let task = Task::exec(supervisor, &args.id, &exec_id()?);
     let streams = Streams::own(terminal.is_some());
     unless_ended(&mut signals, task.create_exec(process, streams))
         .await?
         .map_err(no_program)?;
-    let status = attend(&task, terminal, &mut signals).await;
+    let status = attend(&task, terminal, &mut signals, || started(args)).await;
     if let Err(error) = task.delete().await {
         tracing::debug!(%error, "the process was not deleted by itself");
     }
     Ok(exit_code(status?))
+}
+
+/// Unique: no other process has this one's id and start.
+fn exec_id() -> anyhow::Result<String> {
+    let pid = std::process::id();
+    let this = ProcessRef::of(i32::try_from(pid)?).context("cannot read /proc")?;
+    Ok(format!("exec-{pid}-{}", this.start_time))
+}
+
+fn started(args: &ExecArgs) -> anyhow::Result<()> {
+    write_pid(args.pid_file.as_deref(), std::process::id())?;
+    if let Some(fd) = args.report_to {
+        session::let_go().context("cannot let go of the streams")?;
+        session::report(fd).context("cannot say that the command runs")?;
+    }
+    Ok(())
 }
 
 /// The process to run, from the file or from the container's own.
@@ -104,11 +181,16 @@ fn process(state: &State, args: &ExecArgs) -> anyhow::Result<Process> {
         .process()
         .clone()
         .ok_or_else(|| anyhow!("{} has no process", path.display()))?;
-    Ok(adapted(process, args))
+    let process = adapted(process, &args.change);
+    Ok(with_command(process, &args.command))
 }
 
-fn adapted(mut process: Process, args: &ExecArgs) -> Process {
-    process.set_args(Some(args.command.clone()));
+fn with_command(mut process: Process, command: &[String]) -> Process {
+    process.set_args(Some(command.to_vec()));
+    process
+}
+
+fn adapted(mut process: Process, args: &Change) -> Process {
     process.set_terminal(Some(args.tty));
     if let Some(cwd) = &args.cwd {
         process.set_cwd(cwd.clone());
@@ -120,10 +202,44 @@ fn adapted(mut process: Process, args: &ExecArgs) -> Process {
             user.set_gid(gid);
         }
     }
+    if !args.additional_gids.is_empty() {
+        let mut gids = process.user().additional_gids().clone().unwrap_or_default();
+        gids.extend(&args.additional_gids);
+        process.user_mut().set_additional_gids(Some(gids));
+    }
+    if args.no_new_privs {
+        process.set_no_new_privileges(Some(true));
+    }
+    if !args.caps.is_empty() {
+        let own = process.capabilities().clone().unwrap_or_default();
+        process.set_capabilities(Some(with_capabilities(own, &args.caps)));
+    }
     let mut env = process.env().clone().unwrap_or_default();
     env.extend(args.envs.iter().cloned());
     process.set_env(Some(env));
     process
+}
+
+/// As root has them: inherited by no program, but in force.
+fn with_capabilities(mut own: LinuxCapabilities, more: &[Capability]) -> LinuxCapabilities {
+    let with = |set: &Option<_>| {
+        let mut set: std::collections::HashSet<_> = set.clone().unwrap_or_default();
+        set.extend(more.iter().copied());
+        Some(set)
+    };
+    let (bounding, effective) = (with(own.bounding()), with(own.effective()));
+    let permitted = with(own.permitted());
+    own.set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted);
+    own
+}
+
+fn capability(text: &str) -> Result<Capability, String> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("CAP_").unwrap_or(&name);
+    name.parse()
+        .map_err(|_| format!("there is no capability {text:?}"))
 }
 
 fn user(text: &str) -> Result<(u32, Option<u32>), String> {
@@ -158,7 +274,7 @@ mod tests {
     #[test]
     fn command_keeps_its_own_options() {
         let args = parse(&["-t", "web", "ls", "-l", "--all"]);
-        assert!(args.tty);
+        assert!(args.change.tty);
         assert_eq!(args.command, ["ls", "-l", "--all"]);
     }
 
@@ -166,13 +282,25 @@ mod tests {
     fn process_is_the_containers_own_but_for_what_was_asked() {
         let args = parse(&["-u", "5:6", "-e", "A=b", "--cwd", "/x", "web", "id"]);
         let own = Process::default();
-        let process = adapted(own.clone(), &args);
+        let process = with_command(adapted(own.clone(), &args.change), &args.command);
         assert_eq!(process.args().as_deref(), Some(&["id".to_owned()][..]));
         assert_eq!((process.user().uid(), process.user().gid()), (5, 6));
         assert_eq!(process.cwd().to_str(), Some("/x"));
         assert_eq!(process.terminal(), Some(false));
         assert_eq!(process.env().as_ref().unwrap().last().unwrap(), "A=b");
         assert_eq!(process.capabilities(), own.capabilities());
+    }
+
+    #[test]
+    fn capabilities_are_added_by_either_name() {
+        let args = parse(&["--cap", "CAP_SYS_TIME", "--cap", "net_admin", "web", "id"]);
+        let process = adapted(Process::default(), &args.change);
+        let capabilities = process.capabilities().clone().unwrap();
+        for set in [capabilities.bounding(), capabilities.effective()] {
+            let set = set.clone().unwrap();
+            assert!(set.contains(&Capability::SysTime) && set.contains(&Capability::NetAdmin));
+        }
+        assert!(capability("CAP_NONE").is_err());
     }
 
     #[test]

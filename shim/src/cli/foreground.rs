@@ -20,6 +20,9 @@ use super::signals::Signals;
 use super::tasks::{Task, TaskError};
 use crate::terminal::Terminal;
 
+/// The status of a process whose VM ended under it: as if killed.
+const LOST_STATUS: u32 = 137;
+
 /// Runs a verb that talks to a supervisor.
 pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
@@ -29,11 +32,13 @@ pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Res
         .block_on(verb)
 }
 
-/// Starts a created process and waits for its exit status. The terminal is as before when this returns.
+/// Starts a created process, calls `started` when its program has been executed, and waits for its exit status. The terminal is as
+/// before when this returns.
 pub(super) async fn attend(
     task: &Task,
     terminal: Option<&Terminal>,
     signals: &mut Signals,
+    started: impl FnOnce() -> anyhow::Result<()>,
 ) -> Result<u32, Failure> {
     let _raw = terminal.map(Terminal::raw).transpose()?;
     if let Some(terminal) = terminal {
@@ -42,11 +47,12 @@ pub(super) async fn attend(
     unless_ended(signals, task.start())
         .await?
         .map_err(no_program)?;
+    started()?;
     let ended = task.wait();
     tokio::pin!(ended);
     loop {
         tokio::select! {
-            status = &mut ended => return Ok(status.context("the process was lost")?),
+            status = &mut ended => return status.map_err(lost),
             signal = signals.next() => match (signal, terminal) {
                 (SIGWINCH, Some(terminal)) => resize(task, terminal).await,
                 // Says something about our terminal, which the process does not have.
@@ -87,6 +93,14 @@ pub(super) async fn unless_ended<T>(
             code: exit_code(128 + signal.unsigned_abs()),
             error: anyhow!("ended by signal {signal} before the program ran"),
         }),
+    }
+}
+
+/// The supervisor has gone, and the process with it.
+fn lost(error: TaskError) -> Failure {
+    Failure {
+        code: exit_code(LOST_STATUS),
+        error: anyhow::Error::from(error).context("the process was lost"),
     }
 }
 

@@ -3,17 +3,26 @@
 use std::process::ExitCode;
 use std::str::FromStr as _;
 
-use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
 use super::Failure;
 use super::foreground::block_on;
+use super::record::{self, NOT_RUNNING};
 use super::tasks::Task;
 use crate::config::Options;
+use crate::state::Status;
 use crate::supervise;
 
 /// The highest signal number of Linux.
 const SIGNAL_MAX: u32 = 64;
+
+/// The states of a container that a signal can reach.
+const ALIVE: [Status; 4] = [
+    Status::Creating,
+    Status::Created,
+    Status::Running,
+    Status::Paused,
+];
 
 /// Send a signal to a container's first process
 #[derive(Debug, clap::Args)]
@@ -30,22 +39,38 @@ pub(super) struct KillArgs {
 
 /// Sends it.
 pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failure> {
-    block_on(async {
+    let state = record::state(options, &args.id)?;
+    // Nobody is left to get it.
+    if args.all && state.status == Status::Stopped {
+        return Ok(ExitCode::SUCCESS);
+    }
+    state.expect_one_of(&ALIVE, NOT_RUNNING)?;
+    // Asks whether it lives.
+    if args.signal == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let killed = block_on(async {
         let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .kill(args.signal, args.all)
-            .await
-            .with_context(|| format!("cannot send a signal to {}", args.id))?;
-        Ok(ExitCode::SUCCESS)
-    })
+        let task = Task::init(supervisor, &args.id);
+        Ok(task.kill(args.signal, args.all).await?)
+    });
+    if let Err(failure) = killed {
+        // It may have ended in the meantime.
+        record::state(options, &args.id)?.expect_one_of(&ALIVE, NOT_RUNNING)?;
+        let error = failure.error;
+        return Err(error
+            .context(format!("cannot send a signal to {}", args.id))
+            .into());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn signal_number(text: &str) -> Result<u32, String> {
     if let Ok(number) = text.parse() {
-        return if (1..=SIGNAL_MAX).contains(&number) {
+        return if number <= SIGNAL_MAX {
             Ok(number)
         } else {
-            Err(format!("signals are 1 to {SIGNAL_MAX}"))
+            Err(format!("signals are 0 to {SIGNAL_MAX}"))
         };
     }
     let name = text.to_ascii_uppercase();
@@ -54,7 +79,7 @@ fn signal_number(text: &str) -> Result<u32, String> {
     } else {
         format!("SIG{name}")
     };
-    let signal = Signal::from_str(&name).map_err(|_| "there is no such signal".to_owned())?;
+    let signal = Signal::from_str(&name).map_err(|_| format!("unknown signal {text:?}"))?;
     Ok((signal as i32).unsigned_abs())
 }
 
@@ -68,7 +93,8 @@ mod tests {
             assert_eq!(signal_number(text), Ok(9), "{text}");
         }
         assert_eq!(signal_number("34"), Ok(34));
-        for text in ["0", "65", "-1", "SIGNONE", ""] {
+        assert_eq!(signal_number("0"), Ok(0));
+        for text in ["65", "-1", "SIGNONE", ""] {
             assert!(signal_number(text).is_err(), "{text}");
         }
     }

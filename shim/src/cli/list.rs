@@ -1,5 +1,6 @@
 //! `husk list`: all containers below the root.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
@@ -7,6 +8,12 @@ use clap::ValueEnum;
 use super::Failure;
 use super::record::{self, State};
 use crate::config::Options;
+
+/// The width of a narrow column.
+const COLUMN_MIN: usize = 12;
+
+/// Blanks between columns.
+const COLUMN_GAP: usize = 3;
 
 /// List the containers
 #[derive(Debug, clap::Args)]
@@ -43,9 +50,9 @@ pub(super) fn run(options: &Options, args: &ListArgs) -> Result<ExitCode, Failur
     Ok(ExitCode::SUCCESS)
 }
 
-/// Columns as wide as their widest field.
+/// Columns as wide as their widest field and three blanks, and at least [`COLUMN_MIN`].
 fn table(states: &[State]) -> String {
-    let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED"].map(String::from);
+    let header = ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(String::from);
     let rows: Vec<_> = std::iter::once(header)
         .chain(states.iter().map(|state| {
             [
@@ -54,15 +61,20 @@ fn table(states: &[State]) -> String {
                 state.status.to_string(),
                 state.bundle.display().to_string(),
                 state.created.clone(),
+                state.owner.clone(),
             ]
         }))
         .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [width(0), width(1), width(2), width(3), width(4)];
+    let width = |column: usize| {
+        let fields = rows.iter().map(|row| row[column].chars().count());
+        (fields.max().unwrap_or(0) + COLUMN_GAP).max(COLUMN_MIN)
+    };
     let mut text = String::new();
     for row in &rows {
-        for (field, width) in row.iter().zip(widths) {
-            text.push_str(&format!("{field:<width$}   "));
+        for (column, field) in row.iter().enumerate() {
+            let width = width(column);
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{field:<width$}");
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -76,6 +88,7 @@ mod tests {
 
     #[test]
     fn empty_table_is_its_header() {
-        assert_eq!(table(&[]), "ID   PID   STATUS   BUNDLE   CREATED\n");
+        let header = "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n";
+        assert_eq!(table(&[]), header);
     }
 }

@@ -3,22 +3,38 @@
 mod check;
 mod create;
 mod delete;
+mod events;
 mod exec;
+mod features;
+mod gc;
 mod kill;
 mod list;
+mod pause;
+mod ps;
+mod refused;
+mod resume;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 /// What `run` and `create` look at before anything is started.
 mod bundle;
+/// Dates and times of day.
+mod calendar;
+/// A terminal for a process in the background.
+mod console;
+/// The end of a container's supervisor.
+mod ending;
 /// A process in the foreground.
 mod foreground;
 /// What is known of a container from disk.
 mod record;
 /// What a dead supervisor left behind.
 mod remains;
+/// A process that stands for an exec in the background.
+mod session;
 /// The signals to pass on.
 mod signals;
 /// One process, through its supervisor.
@@ -48,13 +64,22 @@ Step by step, as an engine does:
   kill    Send a signal to a container's first process
   delete  Remove a stopped container
 
+While it runs:
+  pause   Stop all processes of a container until it is resumed
+  resume  Let a paused container go on
+  update  Change the limits of a container
+
 See what there is:
   state   Print the state of a container as JSON
   list    List the containers
+  ps      List the processes of a container
+  events  Print what a container uses and when it runs out of memory
 
 Set up:
   spec    Write a config.json that runs a shell in the bundle's rootfs
   check   Check that this host can run guests and that everything is installed
+  features Print what of the OCI runtime specification is honoured, as JSON
+  gc      Remove what crashed containers left behind
 
 Options:
 {options}
@@ -98,12 +123,23 @@ enum Verb {
     State(state::StateArgs),
     Kill(kill::KillArgs),
     Delete(delete::DeleteArgs),
+    Pause(pause::PauseArgs),
+    Resume(resume::ResumeArgs),
+    Update(Box<update::UpdateArgs>),
     List(list::ListArgs),
+    Ps(ps::PsArgs),
+    Events(events::EventsArgs),
+    Features(features::FeaturesArgs),
+    Gc(gc::GcArgs),
     Spec(spec::SpecArgs),
     Check(check::CheckArgs),
     /// Be the supervisor of one sandbox
     #[command(hide = true)]
     Serve(ServeArgs),
+    #[command(hide = true)]
+    Checkpoint(refused::AnyArgs),
+    #[command(hide = true)]
+    Restore(refused::AnyArgs),
 }
 
 /// A command that did not do what it was told.
@@ -150,11 +186,20 @@ pub(crate) fn run(command: CommandLine) -> Result<ExitCode, Failure> {
         Verb::Kill(args) => kill::run(&options, &args),
         Verb::Delete(args) => delete::run(&options, &args),
         Verb::List(args) => list::run(&options, &args),
+        Verb::Pause(args) => pause::run(&options, &args),
+        Verb::Resume(args) => resume::run(&options, &args),
+        Verb::Update(args) => update::run(&options, &args),
+        Verb::Ps(args) => ps::run(&options, &args),
+        Verb::Events(args) => events::run(&options, &args),
+        Verb::Features(args) => features::run(&args),
+        Verb::Gc(args) => gc::run(&options, &args),
+        Verb::Checkpoint(args) => refused::checkpoint("checkpoint", &args),
+        Verb::Restore(args) => refused::checkpoint("restore", &args),
         Verb::Spec(args) => spec::run(&args),
         Verb::Check(args) => check::run(&options, &args),
         Verb::Serve(args) => {
-            supervise::serve(&options, &args)?;
-            Ok(ExitCode::SUCCESS)
+            let status = supervise::serve(&options, &args)?;
+            Ok(foreground::exit_code(status.unwrap_or(0)))
         }
     }
 }
@@ -182,11 +227,26 @@ mod tests {
     }
 
     #[test]
+    fn options_of_other_runtimes_are_taken_where_those_take_them() {
+        let words = [
+            "--systemd-cgroup",
+            "--rootless",
+            "auto",
+            "--criu",
+            "/x",
+            "list",
+        ];
+        assert!(CommandLine::try_parse_from(["husk"].iter().chain(&words)).is_ok());
+        assert!(CommandLine::try_parse_from(["husk", "--rootless", "true", "list"]).is_err());
+        assert!(CommandLine::try_parse_from(["husk", "spec", "--rootless"]).is_ok());
+    }
+
+    #[test]
     fn help_lists_every_verb_but_the_hidden_one() {
         let command = CommandLine::command();
         for verb in command.get_subcommands() {
             let about = verb.get_about().unwrap();
-            let line = format!("  {:<8}{about}\n", verb.get_name());
+            let line = format!("  {:<7} {about}\n", verb.get_name());
             assert_eq!(HELP.contains(&line), !verb.is_hide_set(), "{line}");
         }
     }

@@ -2,11 +2,15 @@
 //! words and formats of an OCI runtime.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
+use nix::unistd::User;
 use serde::Serialize;
 
 use super::SPEC_VERSION;
+use super::calendar::Time;
 use crate::config::Options;
 use crate::state::{Record, StateDir, StateError, Status};
 
@@ -20,10 +24,26 @@ pub(super) struct State {
     pub(super) pid: i32,
     pub(super) status: Status,
     pub(super) bundle: PathBuf,
+    pub(super) rootfs: PathBuf,
     /// RFC 3339.
     pub(super) created: String,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<String, String>,
+    /// The user who made it, in a list.
+    pub(super) owner: String,
+}
+
+/// What runc says of a container that would have to live, and its users look for.
+pub(super) const NOT_RUNNING: &str = "container not running";
+
+impl State {
+    /// Refuses, in `words`, unless the container has one of these states.
+    pub(super) fn expect_one_of(&self, states: &[Status], words: &str) -> anyhow::Result<()> {
+        if states.contains(&self.status) {
+            return Ok(());
+        }
+        Err(anyhow!("{words}: {} is {}", self.id, self.status))
+    }
 }
 
 /// The state of container `id`.
@@ -39,13 +59,27 @@ pub(super) fn all(options: &Options) -> Result<Vec<State>, StateError> {
     let mut states = Vec::new();
     for id in StateDir::list(&options.root)? {
         match state(options, &id) {
-            Ok(state) => states.push(state),
+            Ok(mut state) => {
+                state.owner = owner(&options.root.join(&id));
+                states.push(state);
+            }
             // Just claimed, or just removed.
             Err(StateError::NotFound(_)) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(states)
+}
+
+/// The name of a directory's owner, or the number where there is no name.
+fn owner(directory: &Path) -> String {
+    let Ok(metadata) = std::fs::metadata(directory) else {
+        return String::new();
+    };
+    match User::from_uid(metadata.uid().into()) {
+        Ok(Some(user)) => user.name,
+        _ => metadata.uid().to_string(),
+    }
 }
 
 /// A container whose supervisor is dead has stopped, whatever was written last.
@@ -57,41 +91,18 @@ fn of(record: Record, id: &str) -> Option<State> {
     } else {
         Status::Stopped
     };
-    let pid = record.vmm.filter(|_| status != Status::Stopped);
+    let pid = record.pid.filter(|_| status != Status::Stopped);
     Some(State {
         oci_version: SPEC_VERSION,
         id: container.id,
-        pid: pid.map_or(0, |vmm| vmm.pid),
+        pid: pid.unwrap_or(0),
         status,
         bundle: container.bundle,
-        created: rfc3339(container.created_ns),
+        rootfs: container.rootfs,
+        created: Time::of(container.created_ns).rfc3339(),
         annotations: container.annotations,
+        owner: String::new(),
     })
-}
-
-/// `ns` since 1970 in UTC.
-fn rfc3339(ns: u64) -> String {
-    const NS: u64 = 1_000_000_000;
-    const DAY: u64 = 24 * 60 * 60;
-    let (seconds, fraction) = (ns / NS, ns % NS);
-    let (year, month, day) = date(seconds / DAY);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{fraction:09}Z")
-}
-
-/// The date of a day since 1970, in the Gregorian calendar. Years begin in March here, so that a leap day is a year's last.
-fn date(days: u64) -> (u64, u64, u64) {
-    const ERA_DAYS: u64 = 146_097; // 400 years
-    let days = days + 719_468; // since 0000-03-01
-    let (era, day_of_era) = (days / ERA_DAYS, days % ERA_DAYS);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    (year, month, day)
 }
 
 #[cfg(test)]
@@ -106,14 +117,17 @@ mod tests {
             created_ns: 0,
             supervisor,
             vmm: ProcessRef::of(1),
+            pid: Some(1),
             cgroup: None,
             containers: vec![ContainerRecord {
                 id: "web".into(),
                 bundle: "/b".into(),
+                rootfs: "/b/rootfs".into(),
                 status: Status::Running,
                 created_ns: 951_782_400_000_000_007,
                 exit_status: None,
                 annotations: BTreeMap::new(),
+                poststop: Vec::new(),
             }],
             ended: None,
         }
@@ -127,8 +141,21 @@ mod tests {
             state,
             serde_json::json!({
                 "ociVersion": SPEC_VERSION, "id": "web", "pid": 1, "status": "running",
-                "bundle": "/b", "created": "2000-02-29T00:00:00.000000007Z",
+                "bundle": "/b", "rootfs": "/b/rootfs", "created": "2000-02-29T00:00:00.000000007Z",
+                "owner": "",
             })
+        );
+    }
+
+    #[test]
+    fn a_wrong_state_is_refused_in_runcs_words() {
+        let this = ProcessRef::of(std::process::id().try_into().unwrap()).unwrap();
+        let state = of(record(this), "web").unwrap();
+        assert!(state.expect_one_of(&[Status::Running], "").is_ok());
+        let error = state.expect_one_of(&[Status::Paused], "container not paused");
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "container not paused: web is running"
         );
     }
 
@@ -140,15 +167,5 @@ mod tests {
         };
         let state = of(record(dead), "web").unwrap();
         assert_eq!((state.status, state.pid), (Status::Stopped, 0));
-    }
-
-    #[test]
-    fn dates_are_right_at_their_borders() {
-        assert_eq!(date(0), (1970, 1, 1));
-        assert_eq!(date(11_015), (2000, 2, 28));
-        assert_eq!(date(11_017), (2000, 3, 1));
-        assert_eq!(date(20_453), (2025, 12, 31));
-        assert_eq!(date(47_540), (2100, 2, 28));
-        assert_eq!(date(47_541), (2100, 3, 1));
     }
 }

@@ -1,36 +1,108 @@
 //! What a dead supervisor left behind, removed by its record on disk.
 //!
 //! ```text
-//!   kill the VMM, should it live ─► remove the cgroup ─► remove the state directory
+//!   kill the VMM, should it live ─► remove the cgroup ─► unmount ─► remove the state directory ─► poststop hooks
 //! ```
 //!
-//! The mounts of a sandbox are its supervisor's own and have gone with it.
+//! The mounts of a sandbox are its supervisor's own and have gone with it; only where somebody has mounted more below its directory
+//! there is something to unmount.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::cgroup::Cgroup;
-use crate::state::{ProcessRef, Record, StateDir};
+use crate::hooks::{self, HookState};
+use crate::state::{ProcessRef, Record, StateDir, Status};
 
 /// For a killed process to end.
 const KILLED: Duration = Duration::from_secs(3);
 
+/// Of a line of `/proc/self/mountinfo`, from 0.
+const MOUNT_POINT_FIELD: usize = 4;
+
 /// Removes all of it; `record` is None when the supervisor did not get so far as to write one.
-pub(super) fn remove(state: &StateDir, record: Option<Record>) -> anyhow::Result<()> {
+pub(super) fn remove(state: &StateDir, record: Option<&Record>) -> anyhow::Result<()> {
     if let Some(record) = record {
-        let cgroup = record.cgroup.map(Cgroup::at);
-        if let Some(cgroup) = &cgroup {
-            cgroup.kill().context("cannot empty the cgroup")?;
-        }
-        record.vmm.map_or(Ok(()), end)?;
-        if let Some(cgroup) = cgroup {
-            cgroup.remove().context("cannot remove the cgroup")?;
-        }
+        stop(state, record)?;
     }
     Ok(state.remove()?)
+}
+
+/// Removes all but the state directory. Says what there was.
+pub(super) fn stop(state: &StateDir, record: &Record) -> anyhow::Result<Vec<String>> {
+    let mut removed = Vec::new();
+    let cgroup = record.cgroup.clone().map(Cgroup::at);
+    if let Some(vmm) = record.vmm.filter(|vmm| vmm.open().is_some()) {
+        removed.push(format!("VM {}", vmm.pid));
+    }
+    if let Some(cgroup) = &cgroup {
+        cgroup.kill().context("cannot empty the cgroup")?;
+    }
+    record.vmm.map_or(Ok(()), end)?;
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.dir().exists()) {
+        cgroup.remove().context("cannot remove the cgroup")?;
+        removed.push(format!("cgroup {}", cgroup.dir().display()));
+    }
+    for mount in mounts_below(state.path())? {
+        rustix::mount::unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .with_context(|| format!("cannot unmount {}", mount.display()))?;
+        removed.push(format!("mount {}", mount.display()));
+    }
+    Ok(removed)
+}
+
+/// The mount points below a directory, the innermost first.
+fn mounts_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let dir = std::path::absolute(dir).context("cannot find the state directory")?;
+    let table = std::fs::read("/proc/self/mountinfo").context("cannot read the mount table")?;
+    let mut mounts: Vec<PathBuf> = table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.split(|byte| *byte == b' ').nth(MOUNT_POINT_FIELD))
+        .map(|field| PathBuf::from(OsString::from_vec(unescaped(field))))
+        .filter(|path| path.starts_with(&dir))
+        .collect();
+    // A mount is listed after the one it is mounted on.
+    mounts.reverse();
+    Ok(mounts)
+}
+
+/// The table writes a blank, a tab, a line feed and a backslash as a backslash and three octal digits.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, behind @ ..] = rest {
+        let octal = |digit: u8| {
+            (b'0'..=b'7')
+                .contains(&digit)
+                .then(|| u16::from(digit - b'0'))
+        };
+        let byte = match (first, behind) {
+            (b'\\', [a, b, c, ..]) => octal(*a)
+                .zip(octal(*b))
+                .zip(octal(*c))
+                .and_then(|((a, b), c)| u8::try_from(a * 64 + b * 8 + c).ok()),
+            _ => None,
+        };
+        rest = if byte.is_some() { &behind[3..] } else { behind };
+        bytes.push(byte.unwrap_or(*first));
+    }
+    bytes
+}
+
+/// Runs the hooks that the supervisor did not live to run.
+pub(super) async fn poststop(record: &Record) {
+    for container in &record.containers {
+        let mut state = HookState::new(&container.id, Status::Stopped, 0, &container.bundle);
+        state.annotations.clone_from(&container.annotations);
+        hooks::run_anyway(&container.poststop, &state).await;
+    }
 }
 
 /// Ends the VMM and waits for its end.
@@ -70,13 +142,20 @@ mod tests {
                 start_time: u64::MAX,
             },
             vmm: ProcessRef::of(vmm.id().try_into().unwrap()),
+            pid: None,
             cgroup: None,
             containers: Vec::new(),
             ended: None,
         };
-        remove(&state, Some(record)).unwrap();
+        remove(&state, Some(&record)).unwrap();
         assert!(!state.path().exists());
         assert!(vmm.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn mount_points_with_odd_names_are_read() {
+        assert_eq!(unescaped(br"/a\040b\134c"), br"/a b\c");
+        assert_eq!(unescaped(br"/a\04\777"), br"/a\04\777");
     }
 
     #[test]

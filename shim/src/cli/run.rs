@@ -2,23 +2,25 @@
 //!
 //! ```text
 //!   inspect the bundle ─► start a supervisor ─► create ─► start ─► wait ─► delete, shut down ─► exit with the container's status
+//!                                                                    └─ --keep: the supervisor ends and leaves the record
 //! ```
+//!
+//! With `--detach` it is `create` and `start` in one, see [`create`].
 //!
 //! The supervisor takes this process's three standard descriptors, so no byte of the container passes through here, and it watches
 //! this process: should that be killed, the container ends with it. Ways to fail: the bundle is wrong, no guest comes up, and those of
 //! [`foreground`]; nothing is left behind in any case.
 
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
 
-use super::bundle::{self, Bundle};
+use super::bundle::{self, Bundle, ContainerArgs};
 use super::foreground::{self, attend, exit_code, no_program, unless_ended, write_pid};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::{Failure, remains};
+use super::{Failure, console, create, ending, remains};
 use crate::config::Options;
 use crate::state::{Record, StateDir};
 use crate::supervise::{self, StartArgs};
@@ -30,19 +32,26 @@ use crate::terminal::Terminal;
 /// config.json. Signals are passed on to it. When it has ended, nothing of it is left.
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// The bundle's directory, with config.json in it
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
-    /// Write the container's process id on this host to FILE
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// A name for the container, not in use yet
-    id: String,
+    /// Return when it is started; it runs on in the background
+    #[arg(short, long)]
+    detach: bool,
+    /// Do not remove it when it has ended
+    #[arg(long)]
+    keep: bool,
+    /// Accepted; nothing is left to reap
+    #[arg(long)]
+    no_subreaper: bool,
+    #[command(flatten)]
+    container: ContainerArgs,
 }
 
 /// Runs it to its end.
 pub(super) fn run(options: &Options, args: &RunArgs) -> Result<ExitCode, Failure> {
-    let bundle = bundle::inspect(options, &args.bundle, &args.id)?;
+    if args.detach {
+        return create::in_background(options, &args.container, true);
+    }
+    console::none_in_foreground(args.container.console_socket.as_deref())?;
+    let bundle = bundle::inspect(options, &args.container)?;
     let terminal = if bundle.terminal {
         Some(Terminal::open(std::io::stdin().as_fd())?)
     } else {
@@ -60,16 +69,22 @@ async fn live(
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let start = StartArgs {
         options,
-        id: &args.id,
+        id: &args.container.id,
         owner: Some(std::process::id()),
+        end_with_container: args.keep,
     };
     let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;
-    let task = Task::init(supervisor, &args.id);
+    let id = &args.container.id;
+    let task = Task::init(supervisor, id);
     let status = create_and_attend(&task, args, bundle, terminal, &mut signals).await;
-    let vm_end = vm_end(options, &args.id);
-    let removed = remove(&task, options, &args.id).await;
+    let vm_end = vm_end(options, id);
+    let removed = if args.keep && status.is_ok() {
+        ending::wait(options, id)
+    } else {
+        remove(&task, options, id).await
+    };
     let code = exit_code(status?);
-    removed.with_context(|| format!("cannot remove {}", args.id))?;
+    removed.with_context(|| format!("cannot remove {id}"))?;
     match vm_end {
         None => Ok(code),
         Some(reason) => Err(Failure {
@@ -96,8 +111,8 @@ async fn create_and_attend(
     let pid = unless_ended(signals, task.create(&bundle.path, streams))
         .await?
         .map_err(no_program)?;
-    write_pid(args.pid_file.as_deref(), pid)?;
-    attend(task, terminal, signals).await
+    write_pid(args.container.pid_file.as_deref(), pid)?;
+    attend(task, terminal, signals, || Ok(())).await
 }
 
 /// Takes everything down: whatever of the container there still is, then the supervisor.
@@ -111,7 +126,10 @@ async fn remove(task: &Task, options: &Options, id: &str) -> anyhow::Result<()> 
         let record = state.read()?;
         let alive = |record: &Record| record.supervisor.open().is_some();
         anyhow::ensure!(!record.as_ref().is_some_and(alive), error);
-        remains::remove(&state, record)?;
+        remains::remove(&state, record.as_ref())?;
+        if let Some(record) = record {
+            remains::poststop(&record).await;
+        }
     }
     Ok(())
 }

@@ -18,10 +18,19 @@ pub(super) struct SpecArgs {
     /// The bundle's directory
     #[arg(short, long, value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
+    /// Not there: husk's VMs are root's
+    #[arg(long)]
+    rootless: bool,
 }
 
 /// Writes it; a file that is there is left alone.
 pub(super) fn run(args: &SpecArgs) -> Result<ExitCode, Failure> {
+    if args.rootless {
+        return Err(anyhow!(
+            "--rootless: husk is run by root, and the guest's root is not the host's"
+        )
+        .into());
+    }
     let path = args.bundle.join("config.json");
     let mut file = match OpenOptions::new().write(true).create_new(true).open(&path) {
         Ok(file) => file,
@@ -60,6 +69,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let args = SpecArgs {
             bundle: bundle.path().to_owned(),
+            rootless: false,
         };
         run(&args).unwrap();
         let path = bundle.path().join("config.json");

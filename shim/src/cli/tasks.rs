@@ -3,11 +3,18 @@
 use std::path::Path;
 use std::time::Duration;
 
+use agent_api::agent::ProcessInfo;
 use containerd_shim_protos::api;
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::TaskClient;
+use protobuf::Message as _;
+use protobuf::well_known_types::any::Any;
 use ttrpc::Code;
+use ttrpc::asynchronous::ClientStreamReceiver;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
+use crate::inspect::InspectClient;
 use crate::supervise::Supervisor;
 
 /// How long an order that needs nothing but the supervisor may take.
@@ -66,11 +73,23 @@ impl Streams {
             stderr: if terminal { String::new() } else { of(2) },
         }
     }
+
+    /// This process's descriptor of a terminal.
+    pub(super) fn terminal(fd: i32) -> Self {
+        let name = format!("fd://{}/{fd}", std::process::id());
+        Self {
+            terminal: true,
+            stdin: name.clone(),
+            stdout: name,
+            stderr: String::new(),
+        }
+    }
 }
 
 /// A container's init process, or one of its execs.
 pub(super) struct Task {
     client: TaskClient,
+    inspect: InspectClient,
     id: String,
     /// Empty for the init process.
     exec_id: String,
@@ -86,6 +105,7 @@ impl Task {
     pub(super) fn exec(supervisor: Supervisor, id: &str, exec_id: &str) -> Self {
         Self {
             client: supervisor.tasks,
+            inspect: supervisor.inspect,
             id: id.to_owned(),
             exec_id: exec_id.to_owned(),
         }
@@ -112,7 +132,7 @@ impl Task {
         process: Vec<u8>,
         streams: Streams,
     ) -> Result<(), TaskError> {
-        let spec = protobuf::well_known_types::any::Any {
+        let spec = Any {
             type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
             value: process,
             ..Default::default()
@@ -177,6 +197,65 @@ impl Task {
         };
         let reply = self.client.resize_pty(with_duration(SHORT), &request).await;
         reply.map(drop).map_err(task_error)
+    }
+
+    /// Stops all processes of the container where they are.
+    pub(super) async fn pause(&self) -> Result<(), TaskError> {
+        let request = api::PauseRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let reply = self.client.pause(unhurried(), &request).await;
+        reply.map(drop).map_err(task_error)
+    }
+
+    /// Lets them go on.
+    pub(super) async fn resume(&self) -> Result<(), TaskError> {
+        let request = api::ResumeRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let reply = self.client.resume(unhurried(), &request).await;
+        reply.map(drop).map_err(task_error)
+    }
+
+    /// Sets the limits that an OCI `linux.resources` object, JSON, gives.
+    pub(super) async fn update(&self, resources: Vec<u8>) -> Result<(), TaskError> {
+        let resources = Any {
+            type_url: "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources".into(),
+            value: resources,
+            ..Default::default()
+        };
+        let request = api::UpdateTaskRequest {
+            id: self.id.clone(),
+            resources: protobuf::MessageField::some(resources),
+            ..Default::default()
+        };
+        let reply = self.client.update(unhurried(), &request).await;
+        reply.map(drop).map_err(task_error)
+    }
+
+    /// What the container uses.
+    pub(super) async fn stats(&self) -> Result<Metrics, TaskError> {
+        let request = api::StatsRequest {
+            id: self.id.clone(),
+            ..Default::default()
+        };
+        let reply = self.client.stats(unhurried(), &request).await;
+        let stats = reply.map_err(task_error)?.stats.unwrap_or_default();
+        Metrics::parse_from_bytes(&stats.value)
+            .map_err(|e| TaskError::Lost(ttrpc::Error::Others(e.to_string())))
+    }
+
+    /// The container's processes, as the guest tells them.
+    pub(super) async fn processes(&self) -> Result<Vec<ProcessInfo>, TaskError> {
+        let reply = self.inspect.processes(unhurried(), &self.id).await;
+        reply.map_err(task_error)
+    }
+
+    /// What happens in the sandbox from now on. The stream ends with it.
+    pub(super) async fn events(&self) -> Result<ClientStreamReceiver<Envelope>, TaskError> {
+        self.inspect.events().await.map_err(task_error)
     }
 
     /// Removes the stopped process, after its last output has been delivered.

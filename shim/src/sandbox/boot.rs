@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
-use super::{Handle, HostPart, Machine, Sandbox};
+use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::process::{Exit, ProcessKey};
@@ -73,12 +73,15 @@ impl Sandbox {
         };
         let size = host.demand.vm_size(least, host_size())?;
         let cgroup = make_cgroup(host.cgroups_path.as_deref(), &self.id)?;
-        let config = self.vm_config(size);
+        if let (Some(cgroup), ReportedPid::Supervisor(_)) = (&cgroup, &self.reported_pid) {
+            self.home = enter(cgroup, self.this.pid);
+        }
+        let config = self.vm_config(size, host);
         let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref());
         let (vm, events) = match spawned {
             Ok(spawned) => spawned,
             Err(e) => {
-                remove_cgroup(cgroup.as_ref());
+                self.leave_cgroup(cgroup.as_ref());
                 return Err(e.into());
             }
         };
@@ -99,12 +102,36 @@ impl Sandbox {
             let end = watched.ended().await;
             handle.tell(move |sandbox| sandbox.on_vm_end(&end));
         });
-        let machine = Machine { vm, cgroup, agent };
+        let pid = match self.reported_pid {
+            ReportedPid::Vmm => vm.process.pid,
+            ReportedPid::Supervisor(_) => self.this.pid,
+        };
+        let standstill = Standstill::new(vm.control.clone(), self.handle.clone());
+        let machine = Machine {
+            vm,
+            size,
+            pid,
+            cgroup,
+            standstill,
+            agent,
+        };
         self.machine = Some(machine.clone());
         Ok(machine)
     }
 
-    fn vm_config(&self, size: VmSize) -> VmConfig {
+    /// Removes the cgroup, in which nothing but the supervisor is any more.
+    pub(super) fn leave_cgroup(&self, cgroup: Option<&Cgroup>) {
+        let Some(cgroup) = cgroup else { return };
+        let left = self
+            .home
+            .as_ref()
+            .map_or(Ok(()), |home| home.enter(self.this.pid));
+        if let Err(e) = left.and_then(|()| cgroup.remove()) {
+            tracing::warn!("cannot remove the cgroup {}: {e}", cgroup.dir().display());
+        }
+    }
+
+    fn vm_config(&self, size: VmSize, host: &HostPart) -> VmConfig {
         VmConfig {
             id: self.id.clone(),
             cpus: Cpus {
@@ -123,7 +150,10 @@ impl Sandbox {
                 root: self.share.root().to_owned(),
                 tag: SHARE_TAG.to_owned(),
             }),
-            jail: Jail::default(),
+            jail: Jail {
+                own_network: host.network.is_none(),
+                ..Jail::default()
+            },
         }
     }
 }
@@ -223,7 +253,7 @@ async fn forward(mut events: ClientStreamReceiver<AgentEvent>, handle: Handle, v
                 handle.tell(move |sandbox| sandbox.on_exit(&key, exit));
             }
             Some(Kind::Oom(oom)) => {
-                tracing::warn!(container = oom.container_id, "out of memory");
+                handle.tell(move |sandbox| sandbox.on_oom(oom.container_id));
             }
             Some(_) | None => tracing::debug!("the agent sent an event of no known kind"),
         }
@@ -277,11 +307,10 @@ fn make_cgroup(path: Option<&Path>, id: &str) -> Result<Option<Cgroup>, CgroupEr
     }
 }
 
-/// Removes a cgroup that is empty.
-pub(super) fn remove_cgroup(cgroup: Option<&Cgroup>) {
-    if let Some(cgroup) = cgroup
-        && let Err(e) = cgroup.remove()
-    {
-        tracing::warn!("cannot remove the cgroup {}: {e}", cgroup.dir().display());
-    }
+/// Moves the supervisor in. Returns where it was: it goes back there before the cgroup is removed.
+fn enter(cgroup: &Cgroup, supervisor: i32) -> Option<Cgroup> {
+    let entered = Cgroup::own().and_then(|home| cgroup.enter(supervisor).map(|()| home));
+    entered
+        .inspect_err(|e| tracing::warn!("the supervisor is not in its container's cgroup: {e}"))
+        .ok()
 }

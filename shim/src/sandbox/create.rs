@@ -4,15 +4,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use containerd_shim_protos::api;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Handle, Machine, Sandbox, TaskError};
+use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::hooks::{self, HookState};
+use crate::network;
 use crate::process::{Phase, ProcessKey};
-use crate::rootfs::{ContainerFiles, Share};
+use crate::rootfs::{ContainerFiles, RootfsError, Share};
 use crate::spec::{self, HostPart, SpecError, Split};
 use crate::state::{Status, check_id};
-use crate::stdio::{Ids, Outside, ProcessStreams, Stdio};
+use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
+use crate::supervise::Face;
 
 /// What is asked for.
 #[derive(Debug)]
@@ -31,6 +34,8 @@ pub(super) struct Begun {
     share: Share,
     ids: Ids,
     hook_state: HookState,
+    /// Where the container is to be seen, if anywhere.
+    face: Option<Face>,
 }
 
 impl Handle {
@@ -51,7 +56,7 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
             .ask(move |sandbox| sandbox.begin_create(&key, bundle, stdio, &host))
             .await??
     };
-    let pid = begun.machine.vm.process.pid;
+    let pid = begun.machine.pid;
     let made = make(begun, request, split).await;
     handle
         .ask(move |sandbox| sandbox.end_create(&key, made))
@@ -74,7 +79,15 @@ async fn make(
     let files = begun
         .share
         .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
-    match make_in_guest(&begun, &request, split).await {
+    let view = begun.share.view(&files, &split.host);
+    let made = async {
+        let streams = make_in_guest(&begun, &request, split).await?;
+        if let Some(face) = begun.face {
+            face.show(view).await.map_err(RootfsError::View)?;
+        }
+        Ok(streams)
+    };
+    match made.await {
         Ok(streams) => Ok((files, streams)),
         Err(e) => {
             files.remove();
@@ -102,6 +115,30 @@ async fn make_in_guest(
     }
 }
 
+/// Gives the container's terminal the size that the console has, for as long as it can be told.
+async fn follow(handle: Handle, key: ProcessKey, console: Console) {
+    let mut changes = match signal(SignalKind::window_change()) {
+        Ok(changes) => changes,
+        Err(e) => return tracing::warn!("cannot follow the console's size: {e}"),
+    };
+    loop {
+        let told = match console.size() {
+            Ok((columns, rows)) => {
+                handle
+                    .resize(key.clone(), columns.into(), rows.into())
+                    .await
+            }
+            Err(e) => return tracing::debug!("the console is gone: {e}"),
+        };
+        if let Err(e) = told {
+            return tracing::debug!("the console's size is of no interest any more: {e}");
+        }
+        if changes.recv().await.is_none() {
+            return;
+        }
+    }
+}
+
 impl Sandbox {
     pub(super) fn begin_create(
         &mut self,
@@ -119,6 +156,9 @@ impl Sandbox {
         }
         if self.containers.contains_key(&key.container) {
             return Err(TaskError::Exists(key.clone()));
+        }
+        if let (None, Some(path)) = (&self.machine, &host.network) {
+            network::enter(path)?;
         }
         let machine = self
             .machine_or_boot(host)
@@ -140,6 +180,10 @@ impl Sandbox {
             share: self.share.clone(),
             ids,
             hook_state,
+            face: match &self.reported_pid {
+                ReportedPid::Supervisor(face) => Some(face.clone()),
+                ReportedPid::Vmm => None,
+            },
         })
     }
 
@@ -166,6 +210,9 @@ impl Sandbox {
             container.init.phase = Phase::Created;
         } else {
             streams.end_input();
+        }
+        if let Some(console) = streams.take_console() {
+            tokio::spawn(follow(self.handle.clone(), key.clone(), console));
         }
         container.init.streams = Some(streams);
         self.save();

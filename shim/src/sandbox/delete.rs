@@ -53,7 +53,7 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
     let (hooks, state) = hooks?;
     hooks::run_anyway(&hooks.poststop, &state).await;
     Ok(Deleted {
-        pid: begun.machine.vm.process.pid,
+        pid: begun.machine.pid,
         exit,
     })
 }
@@ -79,14 +79,14 @@ async fn delete_in_guest(machine: &Machine, key: &ProcessKey) -> Result<(), Task
 impl Sandbox {
     fn begin_delete(&mut self, key: &ProcessKey) -> Result<Begun, TaskError> {
         let machine = self.machine()?.clone();
-        let process = self.process_mut(key)?;
-        let before = process.phase;
+        let before = self.phase(key)?;
         if !matches!(before, Phase::Created | Phase::Stopped) {
             return Err(TaskError::Phase {
                 key: key.clone(),
                 phase: before,
             });
         }
+        let process = self.process_mut(key)?;
         process.phase = Phase::Deleting;
         // Output of a process that never ran is not waited for.
         let streams = process.streams.take().filter(|_| before == Phase::Stopped);

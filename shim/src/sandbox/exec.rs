@@ -1,10 +1,14 @@
 //! Exec: another process in a container, created here and started like the first.
+//!
+//! It does not outlive the process that lent it its streams: nobody else could end it.
+
+use nix::libc::SIGKILL;
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::container::EXECS_MAX;
 use crate::process::{Phase, Process, ProcessKey};
 use crate::spec;
-use crate::stdio::{Ids, Outside, ProcessStreams, Stdio, StdioError};
+use crate::stdio::{Ids, Lender, Outside, ProcessStreams, Stdio, StdioError};
 
 /// What is asked for.
 #[derive(Debug)]
@@ -57,6 +61,20 @@ async fn make(
     }
 }
 
+/// Kills the exec, should it live, when `lender` has gone.
+async fn end_with(handle: Handle, key: ProcessKey, lender: Lender) {
+    if let Err(e) = lender.gone().await {
+        return tracing::warn!("cannot watch the caller of an exec: {e}");
+    }
+    match handle
+        .kill(key.clone(), SIGKILL.unsigned_abs(), false)
+        .await
+    {
+        Ok(()) => tracing::info!(process = %key, "killed: its caller is gone"),
+        Err(e) => tracing::debug!(process = %key, "it has ended with its caller: {e}"),
+    }
+}
+
 impl Sandbox {
     fn begin_exec(&mut self, key: &ProcessKey, stdio: Stdio) -> Result<(Machine, Ids), TaskError> {
         let init = ProcessKey::init(&key.container);
@@ -102,6 +120,10 @@ impl Sandbox {
         } else {
             streams.end_input();
         }
+        if let Some(lender) = streams.lender().and_then(|lender| lender.try_clone().ok()) {
+            tokio::spawn(end_with(self.handle.clone(), key.clone(), lender));
+        }
+        let process = self.process_mut(key)?;
         process.streams = Some(streams);
         Ok(())
     }

@@ -1,6 +1,9 @@
-//! Everything that does not change a process's phase: state, wait, signals, terminal size, end of input.
+//! Everything that does not change a process's phase: state, wait, signals, terminal size, end of input, processes, statistics.
 
 use std::path::PathBuf;
+
+use agent_api::agent::{ProcessInfo, StatsResponse};
+use nix::libc::SIGKILL;
 
 use super::{Handle, Sandbox, TaskError};
 use crate::process::{Exit, Phase, ProcessKey};
@@ -10,7 +13,7 @@ use crate::stdio::Stdio;
 #[derive(Clone, Debug)]
 pub(crate) struct ProcessState {
     pub(crate) bundle: PathBuf,
-    /// The pid to report: the VMM's.
+    /// The pid to report.
     pub(crate) pid: i32,
     pub(crate) phase: Phase,
     pub(crate) stdio: Stdio,
@@ -18,7 +21,14 @@ pub(crate) struct ProcessState {
 }
 
 /// Phases in which a process can be spoken to.
-const ALIVE: [Phase; 3] = [Phase::Created, Phase::Starting, Phase::Running];
+pub(super) const ALIVE: [Phase; 6] = [
+    Phase::Created,
+    Phase::Starting,
+    Phase::Running,
+    Phase::Pausing,
+    Phase::Paused,
+    Phase::Resuming,
+];
 
 impl Handle {
     /// What a process is doing.
@@ -50,8 +60,54 @@ impl Handle {
             self.ask(move |sandbox| sandbox.machine_for(&key, &ALIVE))
                 .await??
         };
-        match machine.agent().await?.signal(&key, signal, all).await {
+        let agent = machine.agent().await?;
+        match agent.signal(&key, signal, all).await {
+            Ok(()) if signal == SIGKILL.unsigned_abs() => {
+                // Before `agent` is let go: a paused VM could not tell of the end.
+                self.ask(move |sandbox| {
+                    if let Ok(process) = sandbox.process_mut(&key) {
+                        process.killed = true;
+                    }
+                })
+                .await
+            }
             Ok(()) => Ok(()),
+            Err(e) => Err(machine.explain(e).await),
+        }
+    }
+
+    /// What runs in a container, by the guest's word; none when it has stopped.
+    pub(crate) async fn processes(&self, container: String) -> Result<Vec<ProcessInfo>, TaskError> {
+        let key = ProcessKey::init(&container);
+        let machine = {
+            let key = key.clone();
+            self.ask(move |sandbox| match sandbox.phase(&key)? {
+                Phase::Stopped => Ok(None),
+                _ => sandbox.machine_for(&key, &ALIVE).map(Some),
+            })
+            .await??
+        };
+        let Some(machine) = machine else {
+            return Ok(Vec::new());
+        };
+        let agent = machine.agent().await?;
+        match agent.processes(&key).await {
+            Ok(processes) => Ok(processes),
+            Err(e) => Err(machine.explain(e).await),
+        }
+    }
+
+    /// The files of a container's cgroup, by the guest's word.
+    pub(crate) async fn stats(&self, container: String) -> Result<StatsResponse, TaskError> {
+        let key = ProcessKey::init(&container);
+        let machine = {
+            let key = key.clone();
+            self.ask(move |sandbox| sandbox.machine_for(&key, &ALIVE))
+                .await??
+        };
+        let agent = machine.agent().await?;
+        match agent.stats(&key).await {
+            Ok(files) => Ok(files),
             Err(e) => Err(machine.explain(e).await),
         }
     }
@@ -99,8 +155,8 @@ impl Sandbox {
         let process = self.process(key)?;
         Ok(ProcessState {
             bundle: self.container(&key.container)?.bundle.clone(),
-            pid: self.machine()?.vm.process.pid,
-            phase: process.phase,
+            pid: self.machine()?.pid,
+            phase: self.phase(key)?,
             stdio: process.stdio.clone(),
             exit: process.exit(),
         })

@@ -1,14 +1,22 @@
-//! Shutdown: the VM ends, everything on the host is removed, the supervisor may go.
+//! The end of a sandbox: the VM ends, what it had on the host is removed, the supervisor may go.
 //!
 //! ```text
-//!   agent powers off ──deadline──► VMM told to stop ──deadline──► VMM killed ─► cgroup, share, state directory removed
+//!   shutdown:                      end the VM ──────────────────────────────► cgroup, share, state directory removed
+//!   finish:  deliver all output ─► end the VM ─► deliver what still came out ─► cgroup, share removed; the record says "stopped"
+//!
+//!   end the VM: agent powers off ──deadline──► VMM told to stop ──deadline──► VMM killed
 //! ```
 //!
 //! It cannot fail: what cannot be removed is logged.
 
 use std::time::Duration;
 
-use super::{Handle, Life, Machine, Sandbox, TaskError, boot};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::{Handle, Life, Machine, Sandbox, TaskError};
+use crate::process::{Exit, Process, ProcessKey};
+use crate::stdio::ProcessStreams;
 
 /// For the agent to flush file systems and power off.
 const POWER_OFF: Duration = Duration::from_secs(4);
@@ -19,6 +27,9 @@ const STOP: Duration = Duration::from_secs(2);
 /// For the kernel to end a killed VMM.
 const KILL: Duration = Duration::from_secs(2);
 
+/// Within this the exits of its other processes follow that of a container's init process.
+const EXITS_FOLLOW: Duration = Duration::from_secs(2);
+
 /// What a call to shut down has to do.
 enum Duty {
     /// Containers are there and the caller did not insist.
@@ -28,10 +39,22 @@ enum Duty {
     End(Option<Machine>),
 }
 
+/// A process whose container has ended.
+struct Leaving {
+    exit: watch::Receiver<Option<Exit>>,
+    streams: ProcessStreams,
+}
+
 impl Handle {
     /// Removes the sandbox, and returns when it is gone. With containers in it, only if `now`.
     pub(crate) async fn shutdown(&self, now: bool) -> Result<(), TaskError> {
         self.run(shutdown(self.clone(), now)).await
+    }
+
+    /// Ends the sandbox, once the output of what has exited is delivered, and leaves the record of its containers. Returns how the
+    /// container that has the sandbox's id ended. Without a container that was made, nothing is left.
+    pub(crate) async fn finish(&self) -> Result<Option<Exit>, TaskError> {
+        self.run(finish(self.clone())).await
     }
 }
 
@@ -53,13 +76,55 @@ async fn shutdown(handle: Handle, now: bool) -> Result<(), TaskError> {
     Ok(())
 }
 
+async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
+    let duty = handle
+        .ask(|sandbox| match sandbox.begin_shutdown(true) {
+            Duty::End(machine) => Some((machine, sandbox.leaving())),
+            Duty::Nothing | Duty::Wait => None,
+        })
+        .await?;
+    let Some((machine, leaving)) = duty else {
+        handle.reaches(|life| *life == Life::Gone).await;
+        return Ok(None);
+    };
+    deliver(leaving).await;
+    if let Some(machine) = machine {
+        end(&machine).await;
+    }
+    let leaving = handle
+        .ask(|sandbox| {
+            for container in sandbox.containers.values_mut() {
+                container.lose();
+            }
+            sandbox.leaving()
+        })
+        .await?;
+    deliver(leaving).await;
+    handle.ask(Sandbox::end_finish).await
+}
+
+/// Delivers the output of processes that have exited, or are about to.
+async fn deliver(leaving: Vec<Leaving>) {
+    let mut deliveries = JoinSet::new();
+    for Leaving { mut exit, streams } in leaving {
+        deliveries.spawn(async move {
+            let exited = exit.wait_for(Option::is_some);
+            if tokio::time::timeout(EXITS_FOLLOW, exited).await.is_err() {
+                tracing::debug!("a process has not exited with its container");
+            }
+            streams.drain().await;
+        });
+    }
+    while deliveries.join_next().await.is_some() {}
+}
+
 /// Ends the VM, politely first.
 async fn end(machine: &Machine) {
     let vm = &machine.vm;
     if vm.end().is_some() {
         return;
     }
-    if let Some(agent) = machine.agent_now() {
+    if let Some(agent) = machine.agent_now().await {
         let powered_off = async {
             if let Err(e) = agent.shutdown().await {
                 tracing::warn!("the agent did not power off: {e}");
@@ -99,18 +164,58 @@ impl Sandbox {
         Duty::End(self.machine.clone())
     }
 
+    /// The streams of containers that are over.
+    fn leaving(&mut self) -> Vec<Leaving> {
+        let over = self.containers.values_mut().filter(|c| c.is_over());
+        over.flat_map(|container| {
+            std::iter::once(&mut container.init).chain(container.execs.values_mut())
+        })
+        .filter_map(|process| {
+            Some(Leaving {
+                exit: process.watch_exit(),
+                streams: process.streams.take()?,
+            })
+        })
+        .collect()
+    }
+
     fn end_shutdown(&mut self) {
         for container in self.containers.values_mut() {
             container.lose();
         }
         self.containers.clear();
+        self.leave();
+    }
+
+    fn end_finish(&mut self) -> Option<Exit> {
+        // What is not made yet is removed by the operation that makes it.
+        self.containers.retain(|_, container| container.is_over());
+        for container in self.containers.values_mut() {
+            if let Some(files) = container.files.take() {
+                files.remove();
+            }
+        }
+        let init = self.process(&ProcessKey::init(&self.id)).ok();
+        let exit = init.and_then(Process::exit);
+        self.leave();
+        exit
+    }
+
+    /// Gives up all the sandbox has on the host, but for the record of containers that there still are.
+    fn leave(&mut self) {
         let cgroup = self.machine.as_ref().and_then(|m| m.cgroup.as_ref());
-        boot::remove_cgroup(cgroup);
+        self.leave_cgroup(cgroup);
         self.share.leave();
-        if let Err(e) = self.state.remove() {
+        let left = if self.containers.is_empty() {
+            self.state.remove()
+        } else {
+            self.save();
+            self.state.remove_socket()
+        };
+        if let Err(e) = left {
             tracing::error!("{:#}", anyhow::Error::from(e));
         }
-        tracing::debug!("all is removed");
+        tracing::debug!("the sandbox has ended");
         self.life.send_replace(Life::Gone);
     }
 }

@@ -33,7 +33,7 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
         .await??;
     started?;
     hooks::run_anyway(&hooks.poststart, &state).await;
-    Ok(machine.vm.process.pid)
+    Ok(machine.pid)
 }
 
 impl Sandbox {

@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixListener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, get_status};
+use vmm_api::Command;
 
 use super::*;
 use crate::rootfs::ContainerFiles;
@@ -107,6 +108,45 @@ impl AgentService for FakeAgent {
         Ok(wire::Empty::default())
     }
 
+    async fn pause(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note("pause")?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn resume(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note("resume")?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn update(
+        &self,
+        _: &TtrpcContext,
+        request: wire::UpdateRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note(std::str::from_utf8(&request.resources).unwrap())?;
+        Ok(wire::Empty::default())
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        _: wire::ContainerRequest,
+    ) -> ttrpc::Result<wire::ProcessesResponse> {
+        self.note("processes")?;
+        Ok(wire::ProcessesResponse {
+            processes: vec![wire::ProcessInfo::default()],
+            ..Default::default()
+        })
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
         self.note("shutdown")?;
         Ok(wire::Empty::default())
@@ -120,7 +160,26 @@ struct Fixture {
     end: watch::Sender<Option<Arc<VmEnd>>>,
     root: tempfile::TempDir,
     _server: Server,
-    _vmm: std::os::fd::OwnedFd,
+    /// What the VMM was ordered to do.
+    orders: watch::Receiver<Vec<Command>>,
+}
+
+/// Obeys every order.
+fn fake_vmm(socket: std::os::fd::OwnedFd) -> watch::Receiver<Vec<Command>> {
+    let (orders, seen) = watch::channel(Vec::new());
+    std::thread::spawn(move || {
+        let mut packet = vec![0; vmm_api::PACKET_MAX_BYTES];
+        while let Ok(length @ 1..) = rustix::io::read(&socket, &mut packet[..]) {
+            let request: vmm_api::Request = serde_json::from_slice(&packet[..length]).unwrap();
+            let reply = vmm_api::Message::Reply {
+                id: request.id,
+                result: Ok(vmm_api::Reply::Done),
+            };
+            orders.send_modify(|orders| orders.push(request.command));
+            rustix::io::write(&socket, &serde_json::to_vec(&reply).unwrap()).unwrap();
+        }
+    });
+    seen
 }
 
 fn web() -> ProcessKey {
@@ -158,6 +217,7 @@ impl Fixture {
             state,
             share: share.clone(),
             this,
+            reported_pid: ReportedPid::Vmm,
         });
         let fake = Arc::new(FakeAgent::new());
         let path = root.path().join("agent");
@@ -177,7 +237,13 @@ impl Fixture {
         .unwrap();
         let (vm, end) = Vm::fake(open_control(near).unwrap().0);
         let machine = Machine {
+            standstill: Standstill::new(vm.control.clone(), handle.clone()),
             vm,
+            size: VmSize {
+                memory_mib: 64 + 128,
+                vcpus: 1,
+            },
+            pid: this.pid,
             cgroup: None,
             agent: watch::channel(Some(Ok(agent))).1,
         };
@@ -200,7 +266,7 @@ impl Fixture {
             end,
             root,
             _server: server,
-            _vmm: vmm,
+            orders: fake_vmm(vmm),
         }
     }
 
@@ -217,6 +283,14 @@ impl Fixture {
         while self.agent.asked().last().map(String::as_str) != Some(what) {
             tokio::task::yield_now().await;
         }
+    }
+
+    async fn vmm_is_ordered(&mut self, orders: &[Command]) {
+        let seen = self
+            .orders
+            .wait_for(|seen| seen.len() >= orders.len())
+            .await;
+        assert_eq!(*seen.unwrap(), orders);
     }
 
     async fn agent_reports(&self, key: ProcessKey, status: u32) {
@@ -327,6 +401,124 @@ async fn steps_out_of_order_change_nothing() {
         assert_eq!(code(refused.unwrap_err()), Code::FAILED_PRECONDITION);
     }
     assert_eq!(fixture.phase().await, Phase::Running);
+}
+
+#[tokio::test]
+async fn a_paused_container_is_asked_nothing_but_to_go_on_or_die() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.exec().await.unwrap();
+    let mut events = fixture.handle.events();
+    fixture.handle.pause("web".into()).await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Paused);
+    assert_eq!(fixture.record().containers[0].status, Status::Paused);
+    for refused in [
+        fixture.handle.pause("web".into()).await,
+        fixture.handle.start(exec_key()).await.map(drop),
+        fixture.handle.delete(web()).await.map(drop),
+        fixture.handle.delete(exec_key()).await.map(drop),
+    ] {
+        assert_eq!(code(refused.unwrap_err()), Code::FAILED_PRECONDITION);
+    }
+    fixture.handle.kill(web(), 15, false).await.unwrap();
+    fixture.handle.resume("web".into()).await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Running);
+    let running = fixture.handle.resume("web".into()).await.unwrap_err();
+    assert_eq!(code(running), Code::FAILED_PRECONDITION);
+    assert_eq!(
+        fixture.agent.asked(),
+        ["start", "create sh", "pause", "signal 15", "resume"]
+    );
+    let container = "web".to_owned();
+    let paused = Event::Paused {
+        container: container.clone(),
+    };
+    assert_eq!(events.recv().await.unwrap(), paused);
+    assert_eq!(events.recv().await.unwrap(), Event::Resumed { container });
+}
+
+#[tokio::test]
+async fn a_created_container_is_created_again_after_a_pause() {
+    let fixture = Fixture::new().await;
+    fixture.handle.pause("web".into()).await.unwrap();
+    let paused = fixture.handle.start(web()).await.unwrap_err();
+    assert_eq!(code(paused), Code::FAILED_PRECONDITION);
+    fixture.handle.resume("web".into()).await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Created);
+    fixture.handle.start(web()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_vm_whose_containers_are_all_paused_stands_still_but_for_calls() {
+    let mut fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.handle.pause("web".into()).await.unwrap();
+    fixture.vmm_is_ordered(&[Command::Pause]).await;
+    let processes = fixture.handle.processes("web".into()).await.unwrap();
+    assert_eq!(processes.len(), 1);
+    let asked = [Command::Pause, Command::Resume, Command::Pause];
+    fixture.vmm_is_ordered(&asked).await;
+    fixture.handle.resume("web".into()).await.unwrap();
+    let resumed = [&asked[..], &[Command::Resume]].concat();
+    fixture.vmm_is_ordered(&resumed).await;
+}
+
+#[tokio::test]
+async fn a_paused_container_that_is_killed_may_say_so() {
+    let mut fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.handle.pause("web".into()).await.unwrap();
+    fixture.vmm_is_ordered(&[Command::Pause]).await;
+    fixture.handle.kill(web(), 9, false).await.unwrap();
+    // Answered by the owner after it has thought about standing still again.
+    assert_eq!(fixture.phase().await, Phase::Paused);
+    fixture
+        .vmm_is_ordered(&[Command::Pause, Command::Resume])
+        .await;
+    fixture.agent_reports(web(), 137).await;
+    assert_eq!(fixture.phase().await, Phase::Stopped);
+    fixture.handle.delete(web()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_pause_changes_nothing() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.agent.refuse(Some(Code::FAILED_PRECONDITION));
+    assert!(fixture.handle.pause("web".into()).await.is_err());
+    assert_eq!(fixture.phase().await, Phase::Running);
+}
+
+#[tokio::test]
+async fn an_update_sets_what_is_given_and_what_fits() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    let update = |resources: &str| {
+        let handle = fixture.handle.clone();
+        let resources = resources.as_bytes().to_vec();
+        async move { handle.update("web".into(), resources).await }
+    };
+    let devices = r#"{"devices":[{"allow":false}],"pids":{"limit":7}}"#;
+    update(devices).await.unwrap();
+    let too_much = update(r#"{"memory":{"limit":1073741824}}"#)
+        .await
+        .unwrap_err();
+    assert!(too_much.to_string().contains("1088 MiB"), "{too_much}");
+    let realtime = update(r#"{"cpu":{"realtimeRuntime":1}}"#)
+        .await
+        .unwrap_err();
+    assert_eq!(code(realtime), Code::INVALID_ARGUMENT);
+    assert_eq!(fixture.agent.asked(), ["start", r#"{"pids":{"limit":7}}"#]);
+    fixture.agent_reports(web(), 0).await;
+    assert!(update(devices).await.is_err());
+}
+
+#[tokio::test]
+async fn a_stopped_container_has_no_processes() {
+    let fixture = Fixture::new().await;
+    fixture.agent_reports(web(), 0).await;
+    let processes = fixture.handle.processes("web".into()).await.unwrap();
+    assert!(processes.is_empty());
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! What ends at the border of a VM, each with its reason (pure).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccompAction, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, LinuxSeccompAction,
+    Spec,
 };
 
 use super::SpecError;
@@ -42,22 +43,28 @@ const NEEDED: [(LinuxNamespaceType, &str, &str); 3] = [
     ),
 ];
 
-pub(super) fn namespaces(linux: &Linux) -> Result<(), SpecError> {
+/// Returns the network namespace that the VMM is to be in.
+pub(super) fn namespaces(linux: &Linux) -> Result<Option<PathBuf>, SpecError> {
     let asked = linux.namespaces().as_deref().unwrap_or_default();
     for (typ, what, why) in NEEDED {
         if !asked.iter().any(|namespace| namespace.typ() == typ) {
             return Err(refused(what, why));
         }
     }
+    let mut network = None;
     for namespace in asked {
         if let Some(path) = namespace.path() {
+            if namespace.typ() == LinuxNamespaceType::Network {
+                network = Some(path.clone());
+                continue;
+            }
             return Err(refused(
                 format!("the {} namespace {}", namespace.typ(), path.display()),
                 "a namespace of the host's kernel cannot be entered by a guest's process",
             ));
         }
     }
-    Ok(())
+    Ok(network)
 }
 
 pub(super) fn devices(linux: &Linux) -> Result<(), SpecError> {
@@ -122,24 +129,26 @@ pub(super) fn host_features(linux: &Linux) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// The hooks that run on the host. Those that run inside the container's namespaces cannot: these are the guest's.
+/// Version 2 of cgroups has no realtime scheduling limits.
+pub(super) fn realtime(resources: &LinuxResources) -> Result<(), SpecError> {
+    let cpu = resources.cpu().as_ref();
+    if cpu.is_some_and(|cpu| cpu.realtime_runtime().is_some() || cpu.realtime_period().is_some()) {
+        return Err(refused(
+            "a limit on realtime CPU time",
+            "the guest has version 2 of cgroups, which has none",
+        ));
+    }
+    Ok(())
+}
+
+/// The hooks that run on the host. Those before the start of the program are the guest's.
 pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
     let Some(hooks) = spec.hooks() else {
         return Ok(Hooks::default());
     };
-    for (kind, list) in [
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-    ] {
-        if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(refused(
-                format!("hooks.{kind}"),
-                "it is to run in the container's namespaces, which are the guest's",
-            ));
-        }
-    }
     let mut create = Hook::all_of(hooks.prestart().as_ref());
     create.extend(Hook::all_of(hooks.create_runtime().as_ref()));
+    create.extend(Hook::all_of(hooks.create_container().as_ref()));
     let hooks = Hooks {
         create,
         poststart: Hook::all_of(hooks.poststart().as_ref()),
@@ -170,7 +179,7 @@ pub(super) fn kernel_files(source: &Path) -> Result<(), SpecError> {
     Ok(())
 }
 
-fn refused(what: impl Into<String>, why: &'static str) -> SpecError {
+pub(super) fn refused(what: impl Into<String>, why: &'static str) -> SpecError {
     SpecError::Refused {
         what: what.into(),
         why,

@@ -1,10 +1,13 @@
 //! How large a VM must be (pure).
 //!
-//! Memory: the configured size, or the container's limit and [`OVERHEAD_MIB`] for the guest's kernel and agent where that is
-//! more. Memory that no process has touched costs the host nothing, so the default is generous. vCPUs: quota / period,
-//! rounded up, but not more than the host has, since more would only take turns; without a quota the configured number.
+//! Memory: what the bundle asks for, or else the configured size; or the container's limit and [`OVERHEAD_MIB`] for the guest's kernel
+//! and agent where that is more. Memory that no process has touched costs the host nothing, so the default is generous. vCPUs: what
+//! the bundle asks for; or quota / period, rounded up and never more than the host has, since more would only take turns; or
+//! the configured number. A number that a person wrote down is taken as it is.
 
-use oci_spec::runtime::Linux;
+use oci_spec::runtime::LinuxResources;
+
+use super::vm::Asked;
 
 /// What the guest's kernel and agent need beside a container at its limit.
 const OVERHEAD_MIB: u64 = 64;
@@ -21,6 +24,8 @@ pub(crate) struct Demand {
     memory_limit: Option<u64>,
     /// CPUs of quota / period, rounded up.
     cpus: Option<u64>,
+    /// What the bundle asks for by itself.
+    pub(super) asked: Asked,
 }
 
 /// What there is.
@@ -42,14 +47,19 @@ pub(crate) struct VmSize {
 pub(crate) enum SizeError {
     #[error("a VM of {wanted_mib} MiB is wanted, and the host has {host_mib} MiB")]
     Memory { wanted_mib: u64, host_mib: u64 },
+    #[error(
+        "a memory limit of {limit_mib} MiB needs a VM of {wanted_mib} MiB, and this one was created with {vm_mib} MiB"
+    )]
+    Fixed {
+        limit_mib: u64,
+        wanted_mib: u64,
+        vm_mib: u32,
+    },
 }
 
 impl Demand {
     /// Reads `linux.resources`; numbers that mean "unlimited" are no demand.
-    pub(crate) fn of(linux: &Linux) -> Self {
-        let Some(resources) = linux.resources() else {
-            return Self::default();
-        };
+    pub(crate) fn of(resources: &LinuxResources) -> Self {
         let limit = resources
             .memory()
             .as_ref()
@@ -64,18 +74,14 @@ impl Demand {
         Self {
             memory_limit: limit.and_then(positive),
             cpus: quota.and_then(positive).map(|quota| quota.div_ceil(period)),
+            asked: Asked::default(),
         }
     }
 
     /// The VM for this demand; `least` is its size when nothing is demanded.
     pub(crate) fn vm_size(self, least: VmSize, host: HostSize) -> Result<VmSize, SizeError> {
-        let wanted_mib = match self.memory_limit {
-            Some(bytes) => bytes
-                .div_ceil(MIB)
-                .saturating_add(OVERHEAD_MIB)
-                .max(least.memory_mib.into()),
-            None => least.memory_mib.into(),
-        };
+        let configured = self.asked.memory_mib.unwrap_or(least.memory_mib);
+        let wanted_mib = self.needed_mib().max(configured.into());
         let too_much = SizeError::Memory {
             wanted_mib,
             host_mib: host.memory_mib,
@@ -84,11 +90,32 @@ impl Demand {
             return Err(too_much);
         }
         let memory_mib = u32::try_from(wanted_mib).map_err(|_| too_much)?;
-        let vcpus = match self.cpus {
-            Some(cpus) => u8::try_from(cpus).unwrap_or(u8::MAX).min(host.cpus).max(1),
-            None => least.vcpus,
-        };
+        let of_quota = |cpus| u8::try_from(cpus).unwrap_or(u8::MAX).min(host.cpus).max(1);
+        let vcpus = self
+            .asked
+            .vcpus
+            .or(self.cpus.map(of_quota))
+            .unwrap_or(least.vcpus);
         Ok(VmSize { memory_mib, vcpus })
+    }
+
+    /// Whether a VM of that size can give what is demanded. CPUs are not looked at: a quota is an upper bound.
+    pub(crate) fn check_fits(self, vm: VmSize) -> Result<(), SizeError> {
+        let wanted_mib = self.needed_mib();
+        if wanted_mib > vm.memory_mib.into() {
+            return Err(SizeError::Fixed {
+                limit_mib: wanted_mib - OVERHEAD_MIB,
+                wanted_mib,
+                vm_mib: vm.memory_mib,
+            });
+        }
+        Ok(())
+    }
+
+    /// What a container at its limit and the guest around it take.
+    fn needed_mib(self) -> u64 {
+        self.memory_limit
+            .map_or(0, |bytes| bytes.div_ceil(MIB).saturating_add(OVERHEAD_MIB))
     }
 }
 
@@ -106,8 +133,7 @@ mod tests {
     };
 
     fn demand(resources: &str) -> Demand {
-        let json = format!("{{\"resources\":{resources}}}");
-        Demand::of(&serde_json::from_str(&json).unwrap())
+        Demand::of(&serde_json::from_str(resources).unwrap())
     }
 
     fn size(resources: &str) -> Result<(u32, u8), SizeError> {
@@ -153,6 +179,50 @@ mod tests {
         assert_eq!(
             size(r#"{"cpu":{"quota":9900000,"period":100000}}"#),
             Ok((512, 4))
+        );
+    }
+
+    #[test]
+    fn what_the_bundle_asks_for_is_taken_as_it_is() {
+        let asked = |memory_mib, vcpus, resources| {
+            let mut demand = demand(resources);
+            demand.asked = Asked { memory_mib, vcpus };
+            let size = demand.vm_size(LEAST, HOST).unwrap();
+            (size.memory_mib, size.vcpus)
+        };
+        assert_eq!(asked(Some(128), None, "{}"), (128, 1));
+        assert_eq!(
+            asked(Some(128), None, r#"{"memory":{"limit":209715200}}"#),
+            (264, 1)
+        );
+        assert_eq!(
+            asked(None, Some(16), r#"{"cpu":{"quota":300000}}"#),
+            (512, 16)
+        );
+    }
+
+    #[test]
+    fn a_configured_number_of_vcpus_is_not_capped() {
+        let least = VmSize { vcpus: 32, ..LEAST };
+        assert_eq!(demand("{}").vm_size(least, HOST).unwrap().vcpus, 32);
+    }
+
+    #[test]
+    fn a_limit_that_the_vm_cannot_give_is_told_in_numbers() {
+        let fits = |limit: u64| {
+            let resources = format!(r#"{{"memory":{{"limit":{limit}}}}}"#);
+            demand(&resources)
+                .check_fits(LEAST)
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(fits(448 * MIB), Ok(()));
+        assert_eq!(
+            fits(512 * MIB).unwrap_err(),
+            "a memory limit of 512 MiB needs a VM of 576 MiB, and this one was created with 512 MiB"
+        );
+        assert_eq!(
+            demand(r#"{"memory":{"limit":-1}}"#).check_fits(LEAST),
+            Ok(())
         );
     }
 

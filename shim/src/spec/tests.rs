@@ -76,8 +76,9 @@ fn binds_become_the_shares_in_order() {
     assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
     assert_eq!(guest["mounts"][2]["source"], "/run/husk/share/c1/mounts/1");
     assert_eq!(guest["mounts"][3], config["mounts"][3]);
-    let bind = |source: &str, read_only, recursive, follows_host| Bind {
+    let bind = |source: &str, destination: &str, read_only, recursive, follows_host| Bind {
         source: source.into(),
+        destination: destination.into(),
         read_only,
         recursive,
         follows_host,
@@ -85,8 +86,8 @@ fn binds_become_the_shares_in_order() {
     assert_eq!(
         split_of(&config).unwrap().host.binds,
         [
-            bind("/srv/data", true, true, false),
-            bind("hosts", false, false, true)
+            bind("/srv/data", "/data", true, true, false),
+            bind("hosts", "/etc/hosts", false, false, true)
         ]
     );
 }
@@ -128,6 +129,16 @@ fn namespaces_of_the_host_are_refused() {
         {"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network"}, {"type": "mount"}
     ]);
     assert!(refusal("/linux/namespaces", by_path).contains("/proc/1/ns/pid"));
+    let network = json!([
+        {"type": "pid"}, {"type": "network", "path": "/run/netns/a"}, {"type": "mount"}
+    ]);
+    let config = with("/linux/namespaces", network);
+    assert_eq!(
+        guest_of(&config)["linux"]["namespaces"][1],
+        json!({"type": "network"})
+    );
+    let host = split_of(&config).unwrap().host;
+    assert_eq!(host.network.unwrap(), Path::new("/run/netns/a"));
 }
 
 #[test]
@@ -169,13 +180,16 @@ fn seccomp_notify_is_refused() {
 }
 
 #[test]
-fn hooks_of_the_host_are_the_hosts_and_of_the_container_refused() {
+fn hooks_of_the_host_are_the_hosts_and_of_the_container_the_guests() {
     let hook = json!([{"path": "/bin/true"}]);
     let config = with(
         "/hooks",
-        json!({"prestart": hook, "createRuntime": hook, "poststop": hook}),
+        json!({
+            "prestart": hook, "createRuntime": hook, "createContainer": hook,
+            "startContainer": hook, "poststop": hook
+        }),
     );
-    assert_eq!(guest_of(&config).get("hooks"), None);
+    assert_eq!(guest_of(&config)["hooks"], json!({"startContainer": hook}));
     let hooks = split_of(&config).unwrap().host.hooks;
     assert_eq!(
         (
@@ -183,15 +197,8 @@ fn hooks_of_the_host_are_the_hosts_and_of_the_container_refused() {
             hooks.poststart.len(),
             hooks.poststop.len()
         ),
-        (2, 0, 1)
+        (3, 0, 1)
     );
-    for kind in ["createContainer", "startContainer"] {
-        let error = refusal("/hooks", json!({kind: hook}));
-        assert!(
-            error.starts_with(&format!("hooks.{kind} cannot be used")),
-            "{error}"
-        );
-    }
     let relative = json!({"poststop": [{"path": "true"}]});
     assert_eq!(
         refusal("/hooks", relative),

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::Interest;
@@ -115,6 +116,25 @@ impl End {
         }
     }
 
+    /// Whether it is a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        matches!(self, Self::Polled(fd) if rustix::termios::isatty(fd.get_ref()))
+    }
+
+    /// Whether the other side of a FIFO or terminal has gone for both directions.
+    pub(super) fn has_hung_up(&self) -> bool {
+        matches!(self, Self::Polled(fd) if has_hung_up(fd.get_ref()))
+    }
+
+    /// Neither side will hear more of the other. For sockets.
+    pub(super) fn shut_down(&self) {
+        if let Self::Socket(fd) = self
+            && let Err(e) = rustix::net::shutdown(fd.as_fd(), Shutdown::Both)
+        {
+            tracing::debug!("a stream to be shut down is closed already: {e}");
+        }
+    }
+
     /// Waits until the other side of a stream that only takes bytes has closed it. Never ready for what is not a socket.
     pub(super) async fn closed(&self) {
         let Self::Socket(fd) = self else {
@@ -135,4 +155,12 @@ impl End {
             }
         }
     }
+}
+
+/// Whether whoever else had `fd`'s other side has gone.
+pub(super) fn has_hung_up(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let now = Timespec::default();
+    let polled = rustix::event::poll(&mut fds, Some(&now));
+    polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }

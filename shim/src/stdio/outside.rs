@@ -14,16 +14,20 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use tokio::io::Interest;
 
-use super::{End, Stdio};
+use super::end::has_hung_up;
+use super::{Console, End, Stdio};
+use crate::polled;
 
 /// The outside of one process.
 #[derive(Debug, Default)]
 pub(crate) struct Outside {
+    terminal: bool,
     pub(super) stdin: Option<End>,
     pub(super) stdout: Option<End>,
     pub(super) stderr: Option<End>,
     pub(super) keeper: Option<Keeper>,
     pub(super) lender: Option<Lender>,
+    pub(super) console: Option<Console>,
 }
 
 /// A FIFO's writing end, held so that its reader gets no end-of-file.
@@ -68,12 +72,26 @@ impl Lender {
         let now = Timespec::default();
         matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0))
     }
+
+    /// The same process, to wait for its end by.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn gone(self) -> io::Result<()> {
+        // Readable is dead.
+        polled::watch(self.0)?.readable().await.map(drop)
+    }
 }
 
 impl Outside {
     /// Opens what `stdio` names.
     pub(crate) fn open(stdio: &Stdio) -> Result<Self, OutsideError> {
-        let mut outside = Self::default();
+        let mut outside = Self {
+            terminal: stdio.terminal,
+            ..Self::default()
+        };
         outside.stdin = outside.open_one(&stdio.stdin, Direction::Input)?;
         outside.stdout = outside.open_one(&stdio.stdout, Direction::Output)?;
         if !stdio.terminal {
@@ -118,6 +136,9 @@ impl Outside {
         let pid = Pid::from_raw(pid).ok_or_else(none)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
         let fd = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?;
+        if self.terminal && direction == Direction::Input {
+            self.console = Console::adopt(&fd)?;
+        }
         let end = adopt(fd, direction)?;
         self.lender = Some(Lender(pidfd));
         Ok(end)
@@ -172,13 +193,6 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
             Ok(shared)
         }
     }
-}
-
-fn has_hung_up(fd: &OwnedFd) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    let now = Timespec::default();
-    let polled = rustix::event::poll(&mut fds, Some(&now));
-    polled.is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 fn parse(name: &str) -> Result<Name<'_>, OutsideError> {

@@ -38,10 +38,15 @@ pub(super) async fn input(from: End, guest: End) {
     guest.shut_down_writing();
 }
 
-/// Outside to a guest's terminal, whose output comes back on the same stream. Ends with the input.
+/// Outside to a guest's terminal, whose output comes back on the same stream. Ends with the input: the guest's terminal is hung up if the
+/// outside's is.
 pub(super) async fn keys(from: End, guest: Arc<End>) {
     log_unless_closed(copy(&from, &guest, None).await);
-    guest.shut_down_writing();
+    if from.is_terminal() && from.has_hung_up() {
+        guest.shut_down();
+    } else {
+        guest.shut_down_writing();
+    }
 }
 
 /// Guest to outside; without an outside the bytes are dropped. When nobody reads, both ends are closed on return.

@@ -15,6 +15,8 @@ use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
 use super::{SERVING, StartArgs};
+use crate::inherited;
+use crate::inspect::InspectClient;
 use crate::state::{StateDir, StateError};
 
 /// More than any error says.
@@ -24,6 +26,8 @@ const WORDS_MAX_BYTES: u64 = 64 * 1024;
 pub(crate) struct Supervisor {
     /// containerd's Task API.
     pub(crate) tasks: TaskClient,
+    /// What the Task API has no method for.
+    pub(crate) inspect: InspectClient,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -63,9 +67,15 @@ pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
+    // What the command line reports is waited for by its callers.
+    command.arg("--report-own-pid");
+    if args.end_with_container {
+        command.arg("--end-with-container");
+    }
     if let Some(owner) = args.owner {
         command.args(["--owner", &owner.to_string()]);
     }
+    inherited::close_on_exec().map_err(StartError::Spawn)?;
     let mut child = command.spawn().map_err(StartError::Spawn)?;
     let words = child.stdout.take().ok_or(StartError::Silent)?;
     match hear(words.into()).await.map_err(StartError::Listen)?.trim() {
@@ -91,8 +101,10 @@ pub(crate) async fn connect(root: &Path, id: &str) -> Result<Supervisor, StartEr
         id: id.to_owned(),
         source,
     })?;
+    let client = Client::new(Socket::from(stream));
     Ok(Supervisor {
-        tasks: TaskClient::new(Client::new(Socket::from(stream))),
+        tasks: TaskClient::new(client.clone()),
+        inspect: InspectClient::new(client),
     })
 }
 

@@ -14,11 +14,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use super::{SERVING, ServeArgs};
+use super::{SERVING, ServeArgs, face};
 use crate::config::{Config, ConfigError, Options};
 use crate::polled;
 use crate::rootfs::{RootfsError, Share};
-use crate::sandbox::{self, Handle, Life, Origin};
+use crate::sandbox::{self, Handle, Life, Origin, ReportedPid};
 use crate::service;
 use crate::state::{ProcessRef, StateDir, StateError};
 
@@ -44,8 +44,9 @@ pub(crate) enum ServeError {
     Report(#[source] io::Error),
 }
 
-/// Runs a supervisor in this process until it is shut down. Its standard output hears how the beginning went.
-pub(crate) fn serve(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
+/// Runs a supervisor in this process until its end. Its standard output hears how the beginning went. Returns the exit status of the
+/// container that it ended with.
+pub(crate) fn serve(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     let result = claim(options, args);
     if let Err(error) = &result {
         // Whoever started this process reads it, unless gone.
@@ -67,7 +68,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// From here on the id is taken; a failure gives it back.
-fn claim(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
+fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     let config = Config::load(options)?;
     let state = StateDir::create(&options.root, &args.id)?;
     let result = detach(&state)
@@ -80,8 +81,9 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<(), ServeError> {
                 state: state.clone(),
                 share: share.clone(),
                 this,
+                reported_pid: ReportedPid::Vmm,
             };
-            run(origin, args.owner).inspect_err(|_| share.leave())
+            run_as_told(origin, args).inspect_err(|_| share.leave())
         });
     if result.is_err()
         && let Err(e) = state.remove()
@@ -113,15 +115,28 @@ fn allow_descriptors() -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
 }
 
-fn run(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
+/// One thread, and a second one where this process stands for a container.
+fn run_as_told(mut origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
+    if !args.report_own_pid {
+        return run(origin, args);
+    }
+    let args = args.clone();
+    face::while_shown(move |face| {
+        origin.reported_pid = ReportedPid::Supervisor(face);
+        run(origin, &args)
+    })
+    .map_err(ServeError::Detach)?
+}
+
+fn run(origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ServeError::Detach)?
-        .block_on(attend(origin, owner))
+        .block_on(attend(origin, args))
 }
 
-async fn attend(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
+async fn attend(origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     let mut end = EndSignals::catch().map_err(ServeError::Detach)?;
     let listener = listen(&origin.state).map_err(ServeError::Listen)?;
     let sandbox = sandbox::start(origin);
@@ -133,18 +148,31 @@ async fn attend(origin: Origin, owner: Option<u32>) -> Result<(), ServeError> {
     report_ready().map_err(ServeError::Report)?;
     let reason = tokio::select! {
         () = sandbox.reaches(|life| *life == Life::Gone) => None,
+        () = over(&sandbox), if args.end_with_container => Some("its container has ended"),
         signal = end.next() => Some(signal),
-        () = owner_gone(owner) => Some("its owner is gone"),
+        () = owner_gone(args.owner) => Some("its owner is gone"),
         () = idle(&sandbox) => Some("there is no container"),
     };
     if let Some(reason) = reason {
         tracing::info!("the sandbox ends: {reason}");
-        if let Err(e) = sandbox.shutdown(true).await {
-            tracing::error!("{}", chain(&e));
-        }
+    }
+    let exit = if args.end_with_container {
+        sandbox.finish().await
+    } else {
+        sandbox.shutdown(true).await.map(|()| None)
+    };
+    if let Err(e) = &exit {
+        tracing::error!("{}", chain(e));
     }
     // Delivers the answers that are on their way.
-    Ok(server.shutdown().await?)
+    server.shutdown().await?;
+    let exit = exit.ok().flatten();
+    Ok(exit.map(|exit| exit.status))
+}
+
+/// Waits until all containers have exited.
+async fn over(sandbox: &Handle) {
+    sandbox.reaches(|life| *life == Life::Over).await;
 }
 
 fn listen(state: &StateDir) -> io::Result<UnixListener> {
@@ -174,6 +202,8 @@ fn report_ready() -> io::Result<()> {
 struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+    /// A console that goes away ends its container's terminal, not the supervisor.
+    _hangup: Signal,
 }
 
 impl EndSignals {
@@ -181,6 +211,7 @@ impl EndSignals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
         })
     }
 

@@ -109,6 +109,16 @@ impl Control {
         self.done(Command::Stop, None).await
     }
 
+    /// Stops the vCPUs, then the devices.
+    pub(crate) async fn pause(&self) -> Result<(), ControlError> {
+        self.done(Command::Pause, None).await
+    }
+
+    /// The reverse.
+    pub(crate) async fn resume(&self) -> Result<(), ControlError> {
+        self.done(Command::Resume, None).await
+    }
+
     /// Asks the VMM what it knows about itself.
     pub(crate) async fn stats(&self) -> Result<Stats, ControlError> {
         match self.call(Command::Stats, None).await? {

@@ -11,7 +11,7 @@ fn annotations_are_in_the_state_whatever_they_say() {
     let annotations =
         json!({"org.example.unknown": "x", "empty": "", "org.opencontainers.image.os": "linux"});
     let bundle = Bundle::busybox().with("/annotations", annotations.clone());
-    let container = Background::created(&runtime, &bundle);
+    let container = Background::created(&runtime, bundle);
     assert_eq!(container.state()["annotations"], annotations);
     container.remove();
 }

@@ -48,7 +48,8 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
     let bundle = bundle
         .with("/hooks", hooks)
         .with("/annotations", json!({"key": "value"}));
-    let container = Background::created(&runtime, &bundle);
+    let path = bundle.path().to_owned();
+    let container = Background::created(&runtime, bundle);
     assert_eq!(names(&log)[..4], ["a1", "a2", "b1", "b2"]);
     container.call(&["start"]).assert_status(0);
     assert_eq!(names(&log)[4..], ["e1", "e2"]);
@@ -59,11 +60,7 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
     assert_eq!(names(&log)[6..], ["f1", "f2"]);
     for (name, state) in ran(&log) {
         assert_eq!(state["id"], container.id.as_str(), "{name}: {state}");
-        assert_eq!(
-            state["bundle"],
-            bundle.path().to_str().unwrap(),
-            "{name}: {state}"
-        );
+        assert_eq!(state["bundle"], path.to_str().unwrap(), "{name}: {state}");
         assert_eq!(state["annotations"]["key"], "value", "{name}: {state}");
         let status = match &name[..1] {
             "a" | "b" => "creating",

@@ -1,18 +1,19 @@
 //! Operations and what they leave: the state, the configuration of the moment of creation, the bundle.
 
 use std::fs;
+use std::path::Path;
 
 use harness::{Background, Bundle, Remains, Runtime};
 use serde_json::{Value, json};
 
 /// What must be in a state.
 #[track_caller]
-fn assert_state(state: &Value, container: &Background<'_>, bundle: &Bundle, status: &str) {
+fn assert_state(state: &Value, container: &Background<'_>, bundle: &Path, status: &str) {
     let version = state["ociVersion"].as_str().unwrap();
     assert!(version.starts_with("1."), "{state}");
     assert_eq!(state["id"], container.id.as_str());
     assert_eq!(state["status"], status);
-    assert_eq!(state["bundle"], bundle.path().to_str().unwrap());
+    assert_eq!(state["bundle"], bundle.to_str().unwrap());
     assert_eq!(state["annotations"]["org.example.key"], "value");
     if status != "stopped" {
         let pid = state["pid"].as_i64().unwrap();
@@ -28,31 +29,36 @@ fn the_state_is_complete_in_every_status_and_delete_leaves_the_bundle() {
     let bundle = Bundle::busybox()
         .args(&["sleep", "1000"])
         .with("/annotations", json!({"org.example.key": "value"}));
-    let container = Background::created(&runtime, &bundle);
-    assert_state(&container.state(), &container, &bundle, "created");
+    let path = bundle.path().to_owned();
+    let container = Background::created(&runtime, bundle);
+    assert_state(&container.state(), &container, &path, "created");
     container.call(&["start"]).assert_status(0);
-    assert_state(&container.state(), &container, &bundle, "running");
+    assert_state(&container.state(), &container, &path, "running");
     container.kill("KILL").assert_status(0);
     container.until_stopped();
-    assert_state(&container.state(), &container, &bundle, "stopped");
+    assert_state(&container.state(), &container, &path, "stopped");
     container.call(&["delete"]).assert_status(0);
     assert_ne!(container.call(&["state"]).status, 0);
-    assert!(bundle.path().join("config.json").exists());
-    assert!(bundle.rootfs().join("bin/busybox").exists());
+    assert!(path.join("config.json").exists());
+    assert!(path.join("rootfs/bin/busybox").exists());
 }
 
 #[test]
 fn the_program_runs_at_start_only_and_as_configured_at_create() {
     let runtime = Runtime::from_environment();
-    let mut bundle = Bundle::busybox().shell("touch /ran; echo as created");
-    let mut container = Background::created(&runtime, &bundle);
-    bundle = bundle.shell("echo as changed");
-    bundle.write();
-    assert!(!bundle.rootfs().join("ran").exists());
+    let bundle = Bundle::busybox().shell("touch /ran; echo as created");
+    let (configuration, ran) = (
+        bundle.path().join("config.json"),
+        bundle.rootfs().join("ran"),
+    );
+    let mut container = Background::created(&runtime, bundle);
+    let text = fs::read_to_string(&configuration).unwrap();
+    fs::write(&configuration, text.replace("as created", "as changed")).unwrap();
+    assert!(!ran.exists());
     container.call(&["start"]).assert_status(0);
     container.wait_for("as created\n");
     container.until_stopped();
-    assert!(bundle.rootfs().join("ran").exists());
+    assert!(ran.exists());
     container.remove();
 }
 
@@ -73,7 +79,7 @@ fn an_id_can_be_used_again_after_delete() {
 fn a_signal_is_sent_to_the_process_in_the_container() {
     let runtime = Runtime::from_environment();
     let script = "trap 'echo got it' USR1; echo up; while :; do sleep 0.1; done";
-    let mut container = Background::started(&runtime, &Bundle::busybox().shell(script));
+    let mut container = Background::started(&runtime, Bundle::busybox().shell(script));
     container.wait_for("up\n");
     container.kill("USR1").assert_status(0);
     container.wait_for("got it\n");

@@ -124,7 +124,7 @@ fn the_cgroup_is_where_the_configuration_says_until_delete() {
     let bundle = Bundle::busybox()
         .args(&["sleep", "1000"])
         .with("/linux/cgroupsPath", json!(path));
-    let container = Background::started(&runtime, &bundle);
+    let container = Background::started(&runtime, bundle);
     let root = if is_version_2() {
         "/sys/fs/cgroup"
     } else {

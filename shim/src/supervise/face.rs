@@ -1,0 +1,107 @@
+//! What the rest of the host sees of a container behind the pid that is reported for it: a mount namespace with the container's root
+//! file system and volumes, and nothing of the host's.
+//!
+//! ```text
+//!   main thread     waits ── a container is made ─► enters the container's view ── waits ─► ends with the other one's result
+//!   second thread   the supervisor, with the host's view ─────────────────────────────────► ends
+//! ```
+//!
+//! Engines enter the mount namespace of a running container to copy files (`podman cp`), and that of a process is its main thread's. The
+//! guest's own file systems (tmpfs, proc, sysfs) are not in there. Ways to fail: the kernel refuses a mount; then there is no
+//! container.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+
+use nix::sched::CloneFlags;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use tokio::sync::oneshot;
+
+/// To show a container by; in the second thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Face(mpsc::Sender<Order>);
+
+/// What is to be seen.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// The root file system, mounted somewhere.
+    pub(crate) rootfs: PathBuf,
+    /// Where each volume is mounted, and where it is in the container.
+    pub(crate) volumes: Vec<(PathBuf, PathBuf)>,
+    /// The network namespace, unless it is the host's.
+    pub(crate) network: Option<PathBuf>,
+    /// A directory to build it on.
+    pub(crate) staging: PathBuf,
+}
+
+type Order = (View, oneshot::Sender<io::Result<()>>);
+
+impl Face {
+    /// Shows `view` from now on.
+    pub(crate) async fn show(&self, view: View) -> io::Result<()> {
+        let gone = || io::Error::other("the main thread is gone");
+        let (done, shown) = oneshot::channel();
+        self.0.send((view, done)).map_err(|_| gone())?;
+        shown.await.map_err(|_| gone())?
+    }
+}
+
+/// Runs `supervisor` in a second thread, while this one shows what it is told. Returns the other one's result.
+pub(super) fn while_shown<T: Send + 'static>(
+    supervisor: impl FnOnce(Face) -> T + Send + 'static,
+) -> io::Result<T> {
+    let (face, orders) = mpsc::channel::<Order>();
+    let thread = thread::Builder::new()
+        .name("supervisor".into())
+        .spawn(move || supervisor(Face(face)))?;
+    // Ends with the last sender, which is the other thread's.
+    for (view, done) in orders {
+        // Whoever asked may have given up.
+        let _ = done.send(enter(&view));
+    }
+    thread
+        .join()
+        .map_err(|_| io::Error::other("the supervisor panicked"))
+}
+
+/// Makes this thread's mount namespace one of its own, with nothing but `view`.
+fn enter(view: &View) -> io::Result<()> {
+    if let Some(path) = &view.network {
+        nix::sched::setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    }
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
+    // What goes from here must not go from the supervisor's namespace.
+    let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", slave)?;
+    rustix::mount::mount_bind_recursive(&view.rootfs, &view.staging)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, &view.staging, flags, Mode::empty())?;
+    for (volume, destination) in &view.volumes {
+        add(&root, volume, destination)?;
+    }
+    rustix::process::fchdir(&root)?;
+    nix::unistd::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+/// Mounts a volume where the guest has it. One that is below a file system of the guest's own has no place here.
+fn add(root: &OwnedFd, volume: &Path, destination: &Path) -> io::Result<()> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    match rustix::fs::openat2(root, destination, flags, Mode::empty(), resolve) {
+        Ok(target) => {
+            let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+            Ok(rustix::mount::mount_bind_recursive(volume, target)?)
+        }
+        Err(error) => {
+            tracing::debug!("the volume {} is not shown: {error}", destination.display());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Whoever dies first: what is left can be looked at and removed, and nothing leaks.
+
+use harness::{Adopted, Bundle, Engine, Remains, Runtime};
+use rustix::process::{Pid, Signal, kill_process};
+
+fn engine() -> Engine {
+    Engine::of(Bundle::busybox().shell("echo up; sleep 1000"))
+}
+
+fn kill(pid: &serde_json::Value) {
+    let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+/// Everything an engine does with a container that has died.
+fn bury(engine: &Engine, process: Adopted, before: &Remains) {
+    assert_eq!(process.wait(), 137);
+    assert_eq!(engine.state()["status"], "stopped");
+    engine.call(&["kill"]).assert_refused(&["not running"]);
+    let list = engine.runtime.call(&["list"]);
+    list.assert_prints_part(&engine.id);
+    engine.call(&["delete", "--force"]).assert_status(0);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_supervisor_killed_before_the_start() {
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["create"], &[]);
+    process.signal(Signal::KILL);
+    bury(&engine, process, &before);
+}
+
+#[test]
+fn a_supervisor_killed_while_running_and_another_run_at_once() {
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("up\n");
+    let exec = engine.exec(&[], &["sleep", "1000"]);
+    process.signal(Signal::KILL);
+    assert_eq!(exec.wait(), 137);
+    Runtime::from_environment()
+        .run(&Bundle::busybox().shell("echo next"))
+        .assert_prints("next\n");
+    bury(&engine, process, &before);
+}
+
+#[test]
+fn a_vm_killed_before_the_start() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["create"], &[]);
+    kill(&engine.record()["vmm"]["pid"]);
+    bury(&engine, process, &before);
+}
+
+#[test]
+fn a_vm_killed_while_running() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("up\n");
+    let exec = engine.exec(&[], &["sleep", "1000"]);
+    kill(&engine.record()["vmm"]["pid"]);
+    assert_eq!(exec.wait(), 137);
+    bury(&engine, process, &before);
+}
+
+#[test]
+fn a_create_killed_at_work() {
+    let before = Remains::seen();
+    let engine = engine();
+    let bundle = engine.bundle().path().to_str().unwrap();
+    let words = ["create", "--bundle", bundle, &engine.id];
+    let mut create = engine.command(&words).spawn().unwrap();
+    let state = engine.runtime.root().join(&engine.id);
+    while !state.exists() {
+        std::thread::yield_now();
+    }
+    create.kill().unwrap();
+    create.wait().unwrap();
+    engine.call(&["delete", "--force"]).assert_status(0);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_killed_exec_takes_its_process_along() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let engine = engine();
+    let _process = engine.make(&["run", "--detach"], &[]);
+    let exec = engine.exec(&[], &["sleep", "2000"]);
+    exec.signal(Signal::KILL);
+    assert_eq!(exec.wait(), 137);
+    let words = [
+        "exec",
+        &engine.id,
+        "sh",
+        "-c",
+        "while pgrep -f 'sleep 2000'; do :; done",
+    ];
+    engine.runtime.call(&words).assert_status(0);
+}
+
+#[test]
+fn a_delete_killed_at_work_can_be_repeated() {
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    let mut delete = engine
+        .command(&["delete", "--force", &engine.id])
+        .spawn()
+        .unwrap();
+    delete.kill().unwrap();
+    delete.wait().unwrap();
+    engine.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}

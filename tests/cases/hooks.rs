@@ -1,0 +1,77 @@
+//! Hooks, each where and when it is to run.
+
+use std::fs;
+
+use harness::{Bundle, Engine, Remains, Runtime};
+use serde_json::{Value, json};
+
+/// A hook that appends its name, the state's status, and whether there is a pid, to `log`.
+fn hook(log: &str, name: &str) -> Value {
+    let script = format!(
+        "status=$(sed 's/.*\"status\": *\"\\([a-z]*\\)\".*/\\1/'); echo {name} $status >>{log}"
+    );
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
+}
+
+fn with_hooks(log: &str) -> Bundle {
+    let kinds = [
+        "prestart",
+        "createRuntime",
+        "createContainer",
+        "poststart",
+        "poststop",
+    ];
+    let hooks: serde_json::Map<_, _> = kinds
+        .into_iter()
+        .map(|kind| (kind.to_owned(), hook(log, kind)))
+        .collect();
+    Bundle::busybox().with("/hooks", hooks.into())
+}
+
+#[test]
+fn they_run_in_order() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let bundle = with_hooks(log.to_str().unwrap());
+    Runtime::from_environment().run(&bundle).assert_status(0);
+    assert_eq!(
+        fs::read_to_string(&log).unwrap(),
+        "prestart creating\ncreateRuntime creating\ncreateContainer creating\n\
+         poststart running\npoststop stopped\n"
+    );
+}
+
+#[test]
+fn poststop_is_owed_until_the_deletion() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let engine = Engine::of(with_hooks(log.to_str().unwrap()));
+    let process = engine.make(&["run", "--detach"], &[]);
+    assert_eq!(process.wait(), 0);
+    assert!(!fs::read_to_string(&log).unwrap().contains("poststop"));
+    engine.call(&["delete"]).assert_status(0);
+    assert!(
+        fs::read_to_string(&log)
+            .unwrap()
+            .ends_with("poststop stopped\n")
+    );
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_failing_one_leaves_no_container() {
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]);
+    let bundle = Bundle::busybox().with("/hooks", json!({"createRuntime": hook}));
+    let output = Runtime::from_environment().run(&bundle);
+    assert_ne!(output.status, 0);
+    if Runtime::is_husk() {
+        output.assert_refused(&["/bin/sh", "exit status: 3"]);
+    }
+}
