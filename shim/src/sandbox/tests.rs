@@ -197,23 +197,26 @@ fn exit(status: u32) -> Exit {
     Exit { status, at_ns: 1 }
 }
 
+fn config() -> Config {
+    Config {
+        vmm: "/none".into(),
+        kernel: "/none".into(),
+        initrd: "/none".into(),
+        memory_mib: 64,
+        vcpus: 1,
+        agent_timeout: Duration::from_secs(1),
+    }
+}
+
 impl Fixture {
     async fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::create(root.path(), "web").unwrap();
         let share = Share::fake(&state);
         let this = ProcessRef::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        let config = Config {
-            vmm: "/none".into(),
-            kernel: "/none".into(),
-            initrd: "/none".into(),
-            memory_mib: 64,
-            vcpus: 1,
-            agent_timeout: Duration::from_secs(1),
-        };
         let handle = start(Origin {
             id: "web".into(),
-            config,
+            config: config(),
             state,
             share: share.clone(),
             this,
