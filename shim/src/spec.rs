@@ -111,8 +111,11 @@ pub(crate) enum SpecError {
     Refused { what: String, why: &'static str },
 }
 
-/// Splits the `config.json` of container `id`.
-pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
+/// The annotation that tells the agent where on the host the bundle is, for the state that `startContainer` hooks are given.
+const BUNDLE_ANNOTATION: &str = "husk.bundle";
+
+/// Splits the `config.json` of container `id`, which lies in `bundle`.
+pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, SpecError> {
     let (mut spec, asked) = parse(config)?;
     check(&spec)?;
     let mut host = HostPart {
@@ -146,9 +149,18 @@ pub(crate) fn split(config: &[u8], id: &str) -> Result<Split, SpecError> {
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
     }
-    spec.set_hooks(guests_hooks(&spec));
+    let hooks = guests_hooks(&spec);
+    if hooks.is_some() {
+        let mut annotations = spec.annotations().clone().unwrap_or_default();
+        annotations.insert(BUNDLE_ANNOTATION.to_owned(), bundle.display().to_string());
+        spec.set_annotations(Some(annotations));
+    }
+    spec.set_hooks(hooks);
     if let Some(linux) = spec.linux_mut() {
         linux.set_mount_label(None);
+        if let Some(resources) = linux.resources_mut() {
+            drop_cpu_numbers(resources);
+        }
         for namespace in linux.namespaces_mut().iter_mut().flatten() {
             // Those of the host; the guest makes its own.
             namespace.set_path(None);
@@ -176,10 +188,19 @@ pub(crate) fn resources(json: &[u8]) -> Result<(Demand, Vec<u8>), SpecError> {
         serde_json::from_slice(json).map_err(SpecError::Resources)?;
     refuse::realtime(&resources)?;
     resources.set_devices(None);
+    drop_cpu_numbers(&mut resources);
     Ok((
         Demand::of(&resources),
         serde_json::to_vec(&resources).map_err(SpecError::Write)?,
     ))
+}
+
+/// The CPUs and memory nodes of a cpuset are those of the host, which the guest does not have.
+fn drop_cpu_numbers(resources: &mut LinuxResources) {
+    if let Some(cpu) = resources.cpu_mut() {
+        cpu.set_cpus(None);
+        cpu.set_mems(None);
+    }
 }
 
 /// The configuration without its `vm` section, and the size that this asks for.

@@ -82,8 +82,8 @@ fn read(dir: &Path, id: &str) -> anyhow::Result<Bundle> {
             file.display()
         )
     })?;
-    let split =
-        spec::split(&config, id).with_context(|| format!("cannot run {}", path.display()))?;
+    let split = spec::split(&config, id, &path)
+        .with_context(|| format!("cannot run {}", path.display()))?;
     Ok(Bundle {
         path,
         terminal: split.host.terminal,

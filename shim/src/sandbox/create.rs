@@ -67,7 +67,7 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
 fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let path = request.bundle.join("config.json");
     let config = std::fs::read(&path).map_err(|source| SpecError::Read { path, source })?;
-    Ok(spec::split(&config, &request.id)?)
+    Ok(spec::split(&config, &request.id, &request.bundle)?)
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.

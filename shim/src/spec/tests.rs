@@ -23,7 +23,7 @@ fn config() -> Value {
 }
 
 fn split_of(config: &Value) -> Result<Split, SpecError> {
-    split(config.to_string().as_bytes(), "c1")
+    split(config.to_string().as_bytes(), "c1", Path::new("/b"))
 }
 
 fn guest_of(config: &Value) -> Value {
@@ -240,4 +240,23 @@ fn an_exec_is_checked_like_a_process() {
     assert!(terminal);
     let process = json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"});
     assert!(exec_process(process.to_string().as_bytes()).is_err());
+}
+
+#[test]
+fn numbers_of_the_hosts_cpus_stay_on_the_host() {
+    let cpu = json!({"cpus": "3-5", "mems": "1", "shares": 512});
+    let config = with("/linux/resources", json!({"cpu": cpu}));
+    let cpu = guest_of(&config)["linux"]["resources"]["cpu"].clone();
+    assert_eq!(cpu, json!({"shares": 512}));
+    let (_, kept) = resources(br#"{"cpu": {"cpus": "3"}}"#).unwrap();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept, json!({"cpu": {}}));
+}
+
+#[test]
+fn start_hooks_learn_where_the_bundle_is() {
+    let hooks = json!({"startContainer": [{"path": "/h"}]});
+    let guest = guest_of(&with("/hooks", hooks));
+    assert_eq!(guest["annotations"][BUNDLE_ANNOTATION], "/b");
+    assert!(guest_of(&config()).get("annotations").is_none());
 }
