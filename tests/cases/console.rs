@@ -27,8 +27,8 @@ fn the_size_set_on_the_master_is_the_containers() {
     terminal.read_until("ready\r\n");
     terminal.resize(55, 22);
     terminal.read_until("22 55\r\n");
-    engine.call(&["kill"]).assert_status(0);
-    assert_eq!(process.wait(), 143);
+    engine.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
 }
 
 #[test]

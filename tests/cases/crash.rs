@@ -106,7 +106,7 @@ fn a_killed_exec_takes_its_process_along() {
         &engine.id,
         "sh",
         "-c",
-        "while pgrep -f 'sleep 2000'; do :; done",
+        "while ps | grep '[s]leep 2000'; do :; done",
     ];
     engine.runtime.call(&words).assert_status(0);
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod bind_mounts;
 mod check;
 mod confinement;
+mod conformance;
 mod console;
 mod cpus;
 mod crash;

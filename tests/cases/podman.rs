@@ -52,7 +52,7 @@ fn an_exec_has_status_output_and_terminal_of_its_own() {
         ("in\n".into(), "bad\n".into())
     );
     let mut terminal = Terminal::new(92, 32);
-    let script = "read line; stty size; exit 6";
+    let script = "read line; until stty size | grep '32 92'; do sleep 0.1; done; exit 6";
     let mut child = podman.call_in(&terminal, &["exec", "-it", "a", "sh", "-c", script]);
     terminal.type_in("go\r");
     terminal.read_until("32 92\r\n");

@@ -6,6 +6,7 @@ use agent_api::agent::{ProcessInfo, StatsResponse};
 use nix::libc::SIGKILL;
 
 use super::{Handle, Sandbox, TaskError};
+use crate::agent::AgentError;
 use crate::process::{Exit, Phase, ProcessKey};
 use crate::stdio::Stdio;
 
@@ -72,6 +73,12 @@ impl Handle {
                 .await
             }
             Ok(()) => Ok(()),
+            // Nothing else is left that could end a container whose guest hangs.
+            Err(AgentError::TimedOut) if key.is_init() && signal == SIGKILL.unsigned_abs() => {
+                tracing::error!("the guest does not answer: its VM is killed");
+                machine.vm.kill();
+                Ok(())
+            }
             Err(e) => Err(machine.explain(e).await),
         }
     }

@@ -41,8 +41,10 @@ pub(super) async fn input(from: End, guest: End) {
 /// Outside to a guest's terminal, whose output comes back on the same stream. Ends with the input: the guest's terminal is hung up if the
 /// outside's is.
 pub(super) async fn keys(from: End, guest: Arc<End>) {
+    // A terminal that is hung up does not say any more that it is one.
+    let is_terminal = from.is_terminal();
     log_unless_closed(copy(&from, &guest, None).await);
-    if from.is_terminal() && from.has_hung_up() {
+    if is_terminal && from.has_hung_up() {
         guest.shut_down();
     } else {
         guest.shut_down_writing();
