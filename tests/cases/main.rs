@@ -26,6 +26,7 @@ mod pause;
 mod podman;
 mod ps;
 mod signals;
+mod size;
 mod states;
 mod streams;
 mod terminal;

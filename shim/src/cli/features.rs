@@ -9,10 +9,17 @@ use super::{Failure, SPEC_VERSION};
 /// The oldest version of a configuration that is read.
 const SPEC_VERSION_MIN: &str = "1.0.0";
 
-const HOOKS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
+const HOOKS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
 
 /// Beside those of a file system, which are its own.
-const MOUNT_OPTIONS: [&str; 59] = [
+const MOUNT_OPTIONS: [&str; 60] = [
     "async",
     "atime",
     "bind",
@@ -42,6 +49,7 @@ const MOUNT_OPTIONS: [&str; 59] = [
     "rdev",
     "rdiratime",
     "relatime",
+    "remount",
     "rexec",
     "rnoatime",
     "rnodev",
@@ -74,7 +82,9 @@ const MOUNT_OPTIONS: [&str; 59] = [
     "unbindable",
 ];
 
-const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"];
+const NAMESPACES: [&str; 8] = [
+    "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
+];
 
 const CAPABILITIES: [&str; 41] = [
     "CAP_CHOWN",

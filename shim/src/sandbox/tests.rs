@@ -153,6 +153,12 @@ impl AgentService for FakeAgent {
     }
 }
 
+/// Of the VM.
+const SIZE: VmSize = VmSize {
+    memory_mib: 64 + 128,
+    vcpus: 1,
+};
+
 /// A sandbox whose VM is up, with the container `web` created in it.
 struct Fixture {
     handle: Handle,
@@ -242,10 +248,7 @@ impl Fixture {
         let machine = Machine {
             standstill: Standstill::new(vm.control.clone(), handle.clone()),
             vm,
-            size: VmSize {
-                memory_mib: 64 + 128,
-                vcpus: 1,
-            },
+            size: SIZE,
             pid: this.pid,
             cgroup: None,
             agent: watch::channel(Some(Ok(agent))).1,
