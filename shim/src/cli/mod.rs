@@ -98,7 +98,7 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Run(run::RunArgs),
-    Exec(exec::ExecArgs),
+    Exec(Box<exec::ExecArgs>),
     Create(create::CreateArgs),
     Start(start::StartArgs),
     State(state::StateArgs),
