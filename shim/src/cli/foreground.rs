@@ -47,6 +47,10 @@ pub(super) async fn attend(
     unless_ended(signals, task.start())
         .await?
         .map_err(no_program)?;
+    // The terminal of an exec is made with its start.
+    if let Some(terminal) = terminal {
+        resize(task, terminal).await;
+    }
     started()?;
     let ended = task.wait();
     tokio::pin!(ended);
