@@ -78,15 +78,17 @@ fn with(namespace: Value) -> Bundle {
 fn those_that_are_none_are_refused() {
     refused(&with(json!({"type": "uts"})), "a kind given twice");
     refused(&with(json!({"type": "husk"})), "an unknown kind");
-    let path = |path: &str| {
+    let path = |kind: &str, path: &str| {
         Bundle::busybox()
-            .without_namespace("ipc")
-            .namespace(json!({"type": "ipc", "path": path}))
+            .without_namespace(kind)
+            .namespace(json!({"type": kind, "path": path}))
     };
-    refused(&path("/proc/self/ns/uts"), "a namespace of another kind");
-    refused(&path("/etc/passwd"), "a file that is no namespace");
-    refused(&path("/not/there"), "a namespace that is not there");
-    refused(&path("proc/self/ns/ipc"), "a relative path");
+    for kind in ["ipc", "network"] {
+        refused(&path(kind, "/proc/self/ns/uts"), "one of another kind");
+        refused(&path(kind, "/etc/passwd"), "a file that is none");
+        refused(&path(kind, "/not/there"), "one that is not there");
+        refused(&path(kind, "proc/self/ns/net"), "a relative path");
+    }
 }
 
 #[test]
