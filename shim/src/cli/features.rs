@@ -208,7 +208,12 @@ mod tests {
     fn is_taken(pointer: &str, key: &str, value: Value) -> bool {
         let mut config: Value = serde_json::from_str(crate::cli::spec::CONFIG).unwrap();
         config.pointer_mut(pointer).unwrap()[key] = value;
-        spec::split(config.to_string().as_bytes(), "web", Path::new("/b")).is_ok()
+        spec::split(
+            config.to_string().as_bytes(),
+            "web",
+            std::path::Path::new("/b"),
+        )
+        .is_ok()
     }
 
     #[test]
