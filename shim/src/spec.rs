@@ -14,10 +14,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use agent_api::SHARE_DIR;
-use oci_spec::runtime::{LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use serde_json::Value;
 
 use crate::hooks::Hooks;
 
+mod capability;
 mod refuse;
 mod size;
 mod vm;
@@ -104,8 +106,8 @@ pub(crate) enum SpecError {
     Number { name: String, value: String },
     #[error(transparent)]
     Size(#[from] SizeError),
-    #[error("mount destination {} is not an absolute path", .0.display())]
-    RelativeDestination(PathBuf),
+    #[error("the hook {} has a timeout of {seconds} s: it must be more than 0", path.display())]
+    HookTimeout { path: PathBuf, seconds: i64 },
     /// Something that ends at the border of a VM.
     #[error("{what} cannot be used in a VM: {why}")]
     Refused { what: String, why: &'static str },
@@ -133,6 +135,7 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
     };
     if let Some(linux) = spec.linux() {
         host.network = refuse::namespaces(linux)?;
+        check_hostname(&spec, linux)?;
         host.cgroups_path = linux.cgroups_path().clone();
         if let Some(resources) = linux.resources() {
             host.demand = Demand::of(resources);
@@ -172,7 +175,9 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
 
 /// The process of an exec, an OCI `process` object, made fit for the guest. With it, whether it has a terminal.
 pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
-    let mut process: Process = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    let mut process: Value = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    warn_of_unknown(&capability::drop_unknown(&mut process));
+    let mut process: Process = serde_json::from_value(process).map_err(SpecError::Parse)?;
     check_process(&process)?;
     drop_labels(&mut process);
     let terminal = process.terminal().unwrap_or(false);
@@ -203,17 +208,33 @@ fn drop_cpu_numbers(resources: &mut LinuxResources) {
     }
 }
 
-/// The configuration without its `vm` section, and the size that this asks for.
+/// The configuration without its `vm` section and without capabilities that nobody knows, and the size that it asks for.
 fn parse(config: &[u8]) -> Result<(Spec, Asked), SpecError> {
-    let Some(asked) = vm::section(config)? else {
-        let spec = serde_json::from_slice(config).map_err(SpecError::Parse)?;
-        return Ok((spec, Asked::default()));
+    let asked = vm::section(config)?;
+    // Read as it is, an error has its place in the file.
+    let strict = match serde_json::from_slice(config) {
+        Ok(spec) if asked.is_none() => return Ok((spec, Asked::default())),
+        read => read.err(),
     };
-    let mut sections: serde_json::Map<String, serde_json::Value> =
+    let mut sections: serde_json::Map<String, Value> =
         serde_json::from_slice(config).map_err(SpecError::Parse)?;
     sections.remove("vm");
-    let spec = serde_json::from_value(sections.into()).map_err(SpecError::Parse)?;
-    Ok((spec, asked))
+    if let Some(process) = sections.get_mut("process") {
+        warn_of_unknown(&capability::drop_unknown(process));
+    }
+    match serde_json::from_value(sections.into()) {
+        Ok(spec) => Ok((spec, asked.unwrap_or_default())),
+        Err(error) => Err(SpecError::Parse(strict.unwrap_or(error))),
+    }
+}
+
+fn warn_of_unknown(capabilities: &[String]) {
+    if !capabilities.is_empty() {
+        tracing::warn!(
+            "capabilities that nobody knows are left out: {}",
+            capabilities.join(", ")
+        );
+    }
 }
 
 fn check(spec: &Spec) -> Result<(), SpecError> {
@@ -225,10 +246,33 @@ fn check(spec: &Spec) -> Result<(), SpecError> {
         .as_ref()
         .ok_or(SpecError::Missing("process"))?;
     check_process(process)?;
+    if spec
+        .annotations()
+        .iter()
+        .flatten()
+        .any(|(key, _)| key.is_empty())
+    {
+        return Err(SpecError::Missing("the key of an annotation"));
+    }
     let linux = spec.linux().as_ref().ok_or(SpecError::Missing("linux"))?;
     refuse::devices(linux)?;
     refuse::seccomp_notify(linux)?;
     refuse::host_features(linux)
+}
+
+/// Without a namespace of its own a container would name the whole VM.
+fn check_hostname(spec: &Spec, linux: &Linux) -> Result<(), SpecError> {
+    let named = spec
+        .hostname()
+        .as_ref()
+        .is_some_and(|name| !name.is_empty());
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if named && !namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Uts) {
+        return Err(SpecError::Missing(
+            "the namespace of type uts that hostname needs",
+        ));
+    }
+    Ok(())
 }
 
 fn check_process(process: &Process) -> Result<(), SpecError> {
@@ -270,9 +314,8 @@ fn drop_labels(process: &mut Process) {
 
 /// Turns a bind of the host's into one of the share's.
 fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(), SpecError> {
-    if !mount.destination().is_absolute() {
-        return Err(SpecError::RelativeDestination(mount.destination().clone()));
-    }
+    let destination = Path::new("/").join(mount.destination());
+    mount.set_destination(destination);
     let options = mount.options().clone().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option == name);
     let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");

@@ -5,7 +5,8 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, symlinkat, unlinkat,
+    AtFlags, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mknodat, statat, symlinkat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::process::umask;
@@ -23,7 +24,8 @@ const LINKS: [(&str, &str); 5] = [
     ("/proc/kcore", "/dev/core"),
 ];
 
-/// Makes the nodes and links. Those that the image has already are left as they are.
+/// Makes the nodes and links. Those that the image has already are left as they are; where it has another file in place of a device that the
+/// specification lists, that is an error.
 pub(super) fn make(root: &Root, container: &Container) -> Result<(), StepError> {
     let mask = umask(Mode::empty());
     for device in &container.devices {
@@ -49,13 +51,18 @@ fn make_node(root: &Root, device: &Device) -> Result<(), Errno> {
         DeviceKind::Fifo => FileType::Fifo,
     };
     let mode = Mode::from_raw_mode(device.mode);
-    match mknodat(
-        &parent,
-        name,
-        kind,
-        mode,
-        makedev(device.major, device.minor),
-    ) {
+    let number = makedev(device.major, device.minor);
+    match mknodat(&parent, name, kind, mode, number) {
+        Err(Errno::EXIST) if device.listed => {
+            let found = statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let same_kind = FileType::from_raw_mode(found.st_mode) == kind;
+            let same_number = kind == FileType::Fifo || found.st_rdev == number;
+            return if same_kind && same_number {
+                Ok(())
+            } else {
+                Err(Errno::EXIST)
+            };
+        }
         Err(Errno::EXIST) => return Ok(()),
         made => made?,
     }

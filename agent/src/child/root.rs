@@ -3,10 +3,12 @@
 //! Resolution is `openat2(2)` with `RESOLVE_IN_ROOT`: links, absolute ones too, stay inside, and no magic link of a `/proc` is
 //! followed. What comes out is a descriptor; nothing is looked up twice.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount,
@@ -23,6 +25,8 @@ pub(super) struct Root(OwnedFd);
 const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 /// Of directories made for mounts.
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
+/// As many links as the kernel follows.
+const LINKS_MAX: usize = 40;
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
 impl Root {
@@ -49,11 +53,6 @@ impl Root {
         fchdir(&self.0).doing(|| "cannot enter the rootfs".to_owned())?;
         // The old root comes to lie over the new one, and is taken away from there: no directory for it is needed.
         pivot_root(".", ".").doing(|| "cannot change the root".to_owned())?;
-        mount_change(
-            ".",
-            MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
-        )
-        .doing(|| "cannot cut off the old root".to_owned())?;
         unmount(".", UnmountFlags::DETACH).doing(|| "cannot detach the old root".to_owned())?;
         chdir("/").doing(|| "cannot enter the new root".to_owned())?;
         let root = rustix::fs::open("/", PATH | OFlags::DIRECTORY, Mode::empty())
@@ -103,20 +102,29 @@ impl Root {
         Ok((parent, Path::new(name)))
     }
 
+    /// Where a link of the image leads to nothing, what it names is made.
     fn make(
         &self,
         path: &Path,
-        make: impl FnOnce(BorrowedFd<'_>, &Path) -> Result<(), Errno>,
+        make: impl Fn(BorrowedFd<'_>, &Path) -> Result<(), Errno>,
     ) -> Result<OwnedFd, Errno> {
-        match self.resolve(path) {
-            Err(Errno::NOENT) => {}
-            found => return found,
+        let mut path = path.to_owned();
+        for _ in 0..LINKS_MAX {
+            match self.resolve(&path) {
+                Err(Errno::NOENT) => {}
+                found => return found,
+            }
+            let (parent, name) = self.parent(&path)?;
+            match make(parent.as_fd(), name) {
+                Ok(()) => return self.resolve(&path),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            let target = readlinkat(&parent, name, Vec::new())?;
+            let target = Path::new(OsStr::from_bytes(target.as_bytes()));
+            path = path.parent().unwrap_or(Path::new("/")).join(target);
         }
-        let (parent, name) = self.parent(path)?;
-        match make(parent.as_fd(), name) {
-            Ok(()) | Err(Errno::EXIST) => self.resolve(path),
-            Err(errno) => Err(errno),
-        }
+        Err(Errno::LOOP)
     }
 }
 

@@ -17,6 +17,8 @@ pub(crate) struct Device {
     pub(crate) mode: u32,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// Listed by the specification, so that another file in its place is an error.
+    pub(crate) listed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,7 @@ pub(super) fn read(given: &[LinuxDevice]) -> Result<Vec<Device>, PlanError> {
                 mode: DEVICE_MODE,
                 uid: 0,
                 gid: 0,
+                listed: false,
             });
         }
     }
@@ -79,5 +82,6 @@ fn device(given: &LinuxDevice) -> Result<Device, PlanError> {
         mode: given.file_mode().unwrap_or(DEVICE_MODE) & 0o7777,
         uid: given.uid().unwrap_or(0),
         gid: given.gid().unwrap_or(0),
+        listed: true,
     })
 }

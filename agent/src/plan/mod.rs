@@ -132,7 +132,6 @@ pub(crate) fn container(
     refuse(linux)?;
     let layout = namespace::read(linux)?;
     let (own, id_maps) = (layout.all(), layout.id_maps);
-    let paths = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect();
     let mounts = spec.mounts().iter().flatten();
     let limits = match linux.resources() {
         Some(resources) => limits::read(resources, &Present::default())?,
@@ -152,8 +151,8 @@ pub(crate) fn container(
             .map(|mount| mount::read(mount, id_maps.as_ref()))
             .collect::<Result<_, _>>()?,
         devices: device::read(linux.devices().as_deref().unwrap_or_default())?,
-        readonly_paths: paths(linux.readonly_paths()),
-        masked_paths: paths(linux.masked_paths()),
+        readonly_paths: absolute("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
+        masked_paths: absolute("linux.maskedPaths", linux.masked_paths().as_deref())?,
         sysctl: sysctl::read(linux.sysctl().as_ref(), own)?,
         limits,
         start_hooks: hook::read(&spec, place.id)?,
@@ -195,6 +194,19 @@ pub(crate) fn exec(
 pub(crate) fn update(resources: &[u8], present: &Present) -> Result<Limits, PlanError> {
     let resources: LinuxResources = serde_json::from_slice(resources).map_err(PlanError::Json)?;
     limits::read(&resources, present)
+}
+
+fn absolute(what: &'static str, paths: Option<&[String]>) -> Result<Vec<PathBuf>, PlanError> {
+    let paths = paths.unwrap_or_default().iter();
+    paths
+        .map(|path| match Path::new(path).is_absolute() {
+            true => Ok(PathBuf::from(path)),
+            false => Err(PlanError::Invalid {
+                what,
+                value: path.clone(),
+            }),
+        })
+        .collect()
 }
 
 /// Reads JSON. Capabilities that nobody knows (of a process at the JSON pointer `process`) are left out rather than an error, since the

@@ -162,14 +162,15 @@ impl Propagation {
 
 /// Attributes of the file system, not of one mount of it.
 const FILE_SYSTEM_FLAGS: [&str; 4] = ["sync", "dirsync", "lazytime", "mand"];
-/// What every mount is anyway.
-const NO_EFFECT: [&str; 8] = [
+/// What every mount is anyway, or, as `iversion`, a file system by itself where it can.
+const NO_EFFECT: [&str; 9] = [
     "defaults",
     "async",
     "nolazytime",
     "nomand",
     "loud",
     "silent",
+    "iversion",
     "noiversion",
     "nodirsync",
 ];

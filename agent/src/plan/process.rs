@@ -71,7 +71,7 @@ pub(super) fn read(
         return Err(PlanError::RelativeCwd(given.cwd().clone()));
     }
     if let Some(seccomp) = seccomp {
-        refuse_listener(seccomp)?;
+        check_filter(seccomp)?;
     }
     let env = given.env().clone().unwrap_or_default();
     if let Some(value) = args.iter().chain(&env).find(|text| text.contains('\0')) {
@@ -97,7 +97,7 @@ pub(super) fn read(
             .as_ref()
             .map(capabilities)
             .unwrap_or_default(),
-        rlimits: given.rlimits().iter().flatten().map(rlimit).collect(),
+        rlimits: rlimits(given)?,
         no_new_privileges: given.no_new_privileges().unwrap_or(false),
         oom_score_adj: given.oom_score_adj(),
         seccomp: seccomp.cloned(),
@@ -108,21 +108,33 @@ pub(super) fn read(
 }
 
 /// What a filter would ask somebody about, who is on the host and cannot look into the guest.
-fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
-    let rules = seccomp.syscalls().iter().flatten();
-    let mut actions = rules
-        .map(LinuxSyscall::action)
-        .chain([seccomp.default_action()]);
-    let what = if actions.any(|action| action == LinuxSeccompAction::ScmpActNotify) {
-        "linux.seccomp with SCMP_ACT_NOTIFY"
-    } else if seccomp.listener_path().is_some() {
-        "linux.seccomp.listenerPath"
-    } else {
-        return Ok(());
-    };
-    Err(PlanError::Unsupported {
-        what: what.to_owned(),
-    })
+/// `SCMP_ACT_NOTIFY` needs a listener, which would be on the host; the path of one that is never notified has no effect.
+fn check_filter(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
+    use LinuxSeccompAction as A;
+    let rules = seccomp.syscalls().as_deref().unwrap_or_default();
+    let mut actions = rules.iter().map(LinuxSyscall::action);
+    if seccomp.default_action() == A::ScmpActNotify
+        || actions.any(|action| action == A::ScmpActNotify)
+    {
+        return Err(PlanError::Unsupported {
+            what: "linux.seccomp with SCMP_ACT_NOTIFY".to_owned(),
+        });
+    }
+    for rule in rules {
+        if rule.names().is_empty() {
+            return Err(PlanError::Missing(
+                "name in a rule of linux.seccomp.syscalls",
+            ));
+        }
+        let has_errno = matches!(rule.action(), A::ScmpActErrno | A::ScmpActTrace);
+        if rule.errno_ret().is_some() && !has_errno {
+            return Err(PlanError::Conflict {
+                what: format!("linux.seccomp, rule of {}", rule.names().join(", ")),
+                why: "errnoRet is for SCMP_ACT_ERRNO and SCMP_ACT_TRACE only",
+            });
+        }
+    }
+    Ok(())
 }
 
 impl WindowSize {
@@ -205,6 +217,21 @@ fn number(capability: oci_spec::runtime::Capability) -> u32 {
         C::Bpf => 39,
         C::CheckpointRestore => 40,
     }
+}
+
+fn rlimits(given: &oci_spec::runtime::Process) -> Result<Vec<Rlimit>, PlanError> {
+    let mut limits: Vec<Rlimit> = Vec::new();
+    for given in given.rlimits().iter().flatten() {
+        let limit = rlimit(given);
+        if limits.iter().any(|other| other.resource == limit.resource) {
+            return Err(PlanError::Conflict {
+                what: format!("process.rlimits, {}", given.typ()),
+                why: "it is there twice",
+            });
+        }
+        limits.push(limit);
+    }
+    Ok(limits)
 }
 
 fn rlimit(given: &oci_spec::runtime::PosixRlimit) -> Rlimit {

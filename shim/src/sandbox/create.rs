@@ -80,6 +80,9 @@ async fn make(
         .share
         .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
     let view = begun.share.view(&files, &split.host);
+    let poststop = split.host.hooks.poststop.clone();
+    let mut stopped = begun.hook_state.clone();
+    stopped.status = Status::Stopped;
     let made = async {
         let streams = make_in_guest(&begun, &request, split).await?;
         if let Some(face) = begun.face {
@@ -91,6 +94,10 @@ async fn make(
         Ok(streams) => Ok((files, streams)),
         Err(e) => {
             files.remove();
+            // What the hooks before the one that failed have made is cleaned up by these.
+            if matches!(e, TaskError::Hook(_)) {
+                hooks::run_anyway(&poststop, &stopped).await;
+            }
             Err(e)
         }
     }

@@ -95,8 +95,7 @@ pub(super) fn seccomp_notify(linux: &Linux) -> Result<(), SpecError> {
     };
     let notifies = |action| action == LinuxSeccompAction::ScmpActNotify;
     let rules = seccomp.syscalls().iter().flatten();
-    if seccomp.listener_path().is_some()
-        || notifies(seccomp.default_action())
+    if notifies(seccomp.default_action())
         || rules
             .map(oci_spec::runtime::LinuxSyscall::action)
             .any(notifies)
@@ -146,6 +145,20 @@ pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
     let Some(hooks) = spec.hooks() else {
         return Ok(Hooks::default());
     };
+    let given = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    for hook in given.into_iter().flatten().flatten() {
+        if let Some(seconds) = hook.timeout().filter(|seconds| *seconds <= 0) {
+            let path = hook.path().clone();
+            return Err(SpecError::HookTimeout { path, seconds });
+        }
+    }
     let mut create = Hook::all_of(hooks.prestart().as_ref());
     create.extend(Hook::all_of(hooks.create_runtime().as_ref()));
     create.extend(Hook::all_of(hooks.create_container().as_ref()));

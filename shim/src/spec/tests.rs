@@ -17,7 +17,7 @@ fn config() -> Value {
         "hostname": "web",
         "mounts": [],
         "linux": {
-            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}]
+            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "mount"}, {"type": "uts"}]
         }
     })
 }
@@ -130,7 +130,7 @@ fn namespaces_of_the_host_are_refused() {
     ]);
     assert!(refusal("/linux/namespaces", by_path).contains("/proc/1/ns/pid"));
     let network = json!([
-        {"type": "pid"}, {"type": "network", "path": "/run/netns/a"}, {"type": "mount"}
+        {"type": "pid"}, {"type": "network", "path": "/run/netns/a"}, {"type": "mount"}, {"type": "uts"}
     ]);
     let config = with("/linux/namespaces", network);
     assert_eq!(
