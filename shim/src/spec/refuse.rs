@@ -52,14 +52,27 @@ pub(super) fn namespaces(linux: &Linux) -> Result<Option<PathBuf>, SpecError> {
         }
     }
     let mut network = None;
-    for namespace in asked {
+    for (index, namespace) in asked.iter().enumerate() {
+        let typ = namespace.typ();
+        if asked[..index].iter().any(|other| other.typ() == typ) {
+            return Err(refused(
+                format!("a second namespace of type {typ}"),
+                "a process is in one of each kind",
+            ));
+        }
         if let Some(path) = namespace.path() {
-            if namespace.typ() == LinuxNamespaceType::Network {
+            if !path.is_absolute() {
+                return Err(refused(
+                    format!("the {typ} namespace {}", path.display()),
+                    "it is not an absolute path",
+                ));
+            }
+            if typ == LinuxNamespaceType::Network {
                 network = Some(path.clone());
                 continue;
             }
             return Err(refused(
-                format!("the {} namespace {}", namespace.typ(), path.display()),
+                format!("the {typ} namespace {}", path.display()),
                 "a namespace of the host's kernel cannot be entered by a guest's process",
             ));
         }

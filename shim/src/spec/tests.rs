@@ -129,6 +129,10 @@ fn namespaces_of_the_host_are_refused() {
         {"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network"}, {"type": "mount"}
     ]);
     assert!(refusal("/linux/namespaces", by_path).contains("/proc/1/ns/pid"));
+    let twice = json!([{"type": "pid"}, {"type": "network"}, {"type": "mount"}, {"type": "pid"}]);
+    assert!(refusal("/linux/namespaces", twice).contains("second namespace of type pid"));
+    let relative = json!([{"type": "pid"}, {"type": "network", "path": "net"}, {"type": "mount"}]);
+    assert!(refusal("/linux/namespaces", relative).contains("not an absolute path"));
     let network = json!([
         {"type": "pid"}, {"type": "network", "path": "/run/netns/a"}, {"type": "mount"}, {"type": "uts"}
     ]);
