@@ -86,18 +86,18 @@ fn limits_of_version_1_are_converted() {
     }
     let bundle = Bundle::busybox()
         .shell(
-            "cd /sys/fs/cgroup; grep . cpu.weight cpu.max cpuset.cpus memory.max memory.low memory.swap.max pids.max",
+            "cd /sys/fs/cgroup; grep . cpu.weight cpu.max memory.max memory.low memory.swap.max pids.max",
         )
         .with(
             "/linux/resources",
             json!({
-                "cpu": {"shares": 262_144, "quota": 40000, "period": 80000, "cpus": "0"},
+                "cpu": {"shares": 262_144, "quota": 40000, "period": 80000},
                 "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swap": 96 << 20},
                 "pids": {"limit": 99},
             }),
         );
     run(&bundle).assert_prints(
-        "cpu.weight:10000\ncpu.max:40000 80000\ncpuset.cpus:0\nmemory.max:67108864\nmemory.low:33554432\n\
+        "cpu.weight:10000\ncpu.max:40000 80000\nmemory.max:67108864\nmemory.low:33554432\n\
          memory.swap.max:33554432\npids.max:99\n",
     );
 }
