@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::{Bundle, Output, Remains, Terminal};
 
 /// After this a command is killed and its case fails: long enough for a software-emulated host that is busy.
-const DEADLINE: Duration = Duration::from_secs(240);
+const DEADLINE: Duration = Duration::from_secs(900);
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
