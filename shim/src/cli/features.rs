@@ -19,7 +19,7 @@ const HOOKS: [&str; 6] = [
 ];
 
 /// Beside those of a file system, which are its own.
-const MOUNT_OPTIONS: [&str; 60] = [
+const MOUNT_OPTIONS: [&str; 61] = [
     "async",
     "atime",
     "bind",
@@ -28,6 +28,7 @@ const MOUNT_OPTIONS: [&str; 60] = [
     "diratime",
     "dirsync",
     "exec",
+    "iversion",
     "lazytime",
     "loud",
     "mand",
