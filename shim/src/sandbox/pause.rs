@@ -6,57 +6,60 @@ use super::{Event, Handle, Machine, Sandbox, TaskError};
 use crate::container::Freezer;
 use crate::process::{Phase, ProcessKey};
 
+/// One of the two orders.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Pause,
+    Resume,
+}
+
+impl Order {
+    /// What the container must be before.
+    fn phases(self) -> &'static [Phase] {
+        match self {
+            Self::Pause => &[Phase::Created, Phase::Running],
+            Self::Resume => &[Phase::Paused],
+        }
+    }
+
+    /// What its freezer is before, meanwhile and afterwards.
+    fn freezer(self) -> [Freezer; 3] {
+        match self {
+            Self::Pause => [Freezer::Thawed, Freezer::Freezing, Freezer::Frozen],
+            Self::Resume => [Freezer::Frozen, Freezer::Thawing, Freezer::Thawed],
+        }
+    }
+}
+
 impl Handle {
     /// Pauses a created or running container.
     pub(crate) async fn pause(&self, container: String) -> Result<(), TaskError> {
-        self.run(pause(self.clone(), ProcessKey::init(&container)))
-            .await
+        let key = ProcessKey::init(&container);
+        self.run(carry_out(self.clone(), key, Order::Pause)).await
     }
 
     /// Resumes a paused container: it is created or running again.
     pub(crate) async fn resume(&self, container: String) -> Result<(), TaskError> {
-        self.run(resume(self.clone(), ProcessKey::init(&container)))
-            .await
+        let key = ProcessKey::init(&container);
+        self.run(carry_out(self.clone(), key, Order::Resume)).await
     }
 }
 
-async fn pause(handle: Handle, key: ProcessKey) -> Result<(), TaskError> {
+async fn carry_out(handle: Handle, key: ProcessKey, order: Order) -> Result<(), TaskError> {
+    let [before, meanwhile, afterwards] = order.freezer();
     let machine = {
         let key = key.clone();
-        let phases = [Phase::Created, Phase::Running];
         handle
-            .ask(move |sandbox| sandbox.begin_change(&key, &phases, Freezer::Freezing))
+            .ask(move |sandbox| sandbox.begin_change(&key, order.phases(), meanwhile))
             .await??
     };
     let agent = machine.agent().await?;
-    let result = agent.pause(&key).await;
-    let now = match result {
-        Ok(()) => Freezer::Frozen,
-        Err(_) => Freezer::Thawed,
+    let result = match order {
+        Order::Pause => agent.pause(&key).await,
+        Order::Resume => agent.resume(&key).await,
     };
+    let now = if result.is_ok() { afterwards } else { before };
     // While `agent` is held: the VM stands still only when the record says why.
-    handle
-        .ask(move |sandbox| sandbox.end_change(&key, now))
-        .await?;
-    match result {
-        Ok(()) => Ok(()),
-        Err(error) => Err(machine.explain(error).await),
-    }
-}
-
-async fn resume(handle: Handle, key: ProcessKey) -> Result<(), TaskError> {
-    let machine = {
-        let key = key.clone();
-        handle
-            .ask(move |sandbox| sandbox.begin_change(&key, &[Phase::Paused], Freezer::Thawing))
-            .await??
-    };
-    let agent = machine.agent().await?;
-    let result = agent.resume(&key).await;
-    let now = match result {
-        Ok(()) => Freezer::Thawed,
-        Err(_) => Freezer::Frozen,
-    };
     handle
         .ask(move |sandbox| sandbox.end_change(&key, now))
         .await?;
