@@ -1,11 +1,12 @@
 //! A container made step by step, in the background, that verbs are tried on.
 
 use std::fs::File;
-use std::io::{PipeReader, Read};
+use std::io::PipeReader;
 
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
+use crate::runtime::read_until;
 use crate::{Bundle, Output, Remains, Runtime};
 
 /// How often a state that is about to be reached is looked at: each look is a call of the runtime.
@@ -83,9 +84,7 @@ impl<'a> Background<'a> {
     /// What the verb `state` says.
     #[must_use]
     pub fn state(&self) -> Value {
-        let output = self.call(&["state"]);
-        output.assert_status(0);
-        serde_json::from_slice(&output.stdout).unwrap()
+        self.runtime.state(&self.id)
     }
 
     /// Its status in the words of the specification.
@@ -106,14 +105,7 @@ impl<'a> Background<'a> {
 
     /// Waits until it has printed `text`.
     pub fn wait_for(&mut self, text: &str) {
-        let mut seen = Vec::new();
-        let mut byte = [0];
-        while !seen.ends_with(text.as_bytes()) {
-            let count = self.stdout.read(&mut byte).unwrap();
-            let shown = String::from_utf8_lossy(&seen);
-            assert_eq!(count, 1, "{text:?} was not printed, but {shown:?}");
-            seen.push(byte[0]);
-        }
+        read_until(&mut self.stdout, text);
     }
 
     /// What it wrote to its standard error.

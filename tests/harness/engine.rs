@@ -106,9 +106,7 @@ impl Engine {
     /// What the verb `state` says.
     #[must_use]
     pub fn state(&self) -> Value {
-        let output = self.call(&["state"]);
-        output.assert_status(0);
-        serde_json::from_slice(&output.stdout).unwrap()
+        self.runtime.state(&self.id)
     }
 
     /// What the supervisor has written down.

@@ -120,6 +120,14 @@ impl Runtime {
         Running::start(self.command(words), String::new()).wait()
     }
 
+    /// What its verb `state` says of a container.
+    #[must_use]
+    pub fn state(&self, id: &str) -> Value {
+        let output = self.call(&["state", id]);
+        output.assert_status(0);
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// Runs a bundle to its end; nothing may be left of it.
     #[must_use]
     pub fn run(&self, bundle: &Bundle) -> Output {
@@ -230,18 +238,7 @@ impl Running {
     /// Waits until it has printed `text`; what it prints later is left to [`Running::wait`].
     pub fn wait_for(&mut self, text: &str) {
         let mut stdout = self.take_stdout();
-        let mut seen = Vec::new();
-        let mut byte = [0];
-        while !seen.ends_with(text.as_bytes()) {
-            let count = stdout.read(&mut byte).unwrap();
-            assert_eq!(
-                count,
-                1,
-                "{text:?} was not printed, but {:?}",
-                String::from_utf8_lossy(&seen)
-            );
-            seen.push(byte[0]);
-        }
+        read_until(&mut stdout, text);
         self.stdout = Some(collect(stdout));
     }
 
@@ -316,6 +313,18 @@ impl Watchdog {
             !self.thread.join().unwrap(),
             "it did not end within {DEADLINE:?}"
         );
+    }
+}
+
+/// Reads until it has read `text`.
+pub(crate) fn read_until(from: &mut impl Read, text: &str) {
+    let mut seen = Vec::new();
+    let mut byte = [0];
+    while !seen.ends_with(text.as_bytes()) {
+        let count = from.read(&mut byte).unwrap();
+        let shown = String::from_utf8_lossy(&seen);
+        assert_eq!(count, 1, "{text:?} was not printed, but {shown:?}");
+        seen.push(byte[0]);
     }
 }
 
