@@ -13,15 +13,18 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
 
+use crate::id_map;
 use crate::spec::{Bind, HostPart};
 use crate::state::StateDir;
 use crate::supervise::View;
@@ -210,6 +213,7 @@ impl Share {
             read_only: false,
             recursive: true,
             follows_host: false,
+            id_map: None,
         };
         self.attach(&source, &plain, &self.staging.join("dir"), target)
             .map_err(failed)
@@ -251,12 +255,12 @@ impl Share {
         staging: &Path,
         target: &Path,
     ) -> io::Result<()> {
-        let source_path = format!("/proc/self/fd/{}", source.as_raw_fd());
-        if bind.recursive {
-            rustix::mount::mount_bind_recursive(&source_path, staging)?;
-        } else {
-            rustix::mount::mount_bind(&source_path, staging)?;
+        let tree = clone_tree(source, bind.recursive)?;
+        if let Some(map) = &bind.id_map {
+            id_map::map_owners(tree.as_fd(), map)?;
         }
+        let from_itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(&tree, "", CWD, staging, from_itself)?;
         let finished = finish(source, bind, staging)
             .and_then(|()| Ok(rustix::mount::mount_move(staging, target)?));
         if finished.is_err() {
@@ -281,6 +285,7 @@ impl Share {
                 read_only: has("ro"),
                 recursive: has("rbind"),
                 follows_host: false,
+                id_map: None,
             };
             let source =
                 open_beneath(Path::new("/"), &bind.source, OFlags::DIRECTORY).map_err(failed)?;
@@ -345,6 +350,17 @@ fn open_beneath(bundle: &Path, path: &Path, flags: OFlags) -> io::Result<OwnedFd
         Mode::empty(),
         ResolveFlags::BENEATH,
     )?)
+}
+
+/// A copy of the mount that `source` is in, with `source` as its root; nowhere yet.
+fn clone_tree(source: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(rustix::mount::open_tree(source, "", flags)?)
 }
 
 /// Gives the mount at `staging` its propagation and flags.

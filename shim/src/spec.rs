@@ -18,8 +18,10 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Proces
 use serde_json::Value;
 
 use crate::hooks::Hooks;
+use crate::id_map::IdMap;
 
 mod capability;
+mod id_map;
 mod refuse;
 mod size;
 mod vm;
@@ -75,6 +77,8 @@ pub(crate) struct Bind {
     pub(crate) recursive: bool,
     /// Mounts that appear below it later are seen.
     pub(crate) follows_host: bool,
+    /// Its files have other owners.
+    pub(crate) id_map: Option<IdMap>,
 }
 
 /// Why a configuration cannot be run.
@@ -146,8 +150,9 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
     if let Some(root) = spec.root_mut() {
         root.set_path(share.join("rootfs"));
     }
+    let own_map = spec.linux().as_ref().and_then(id_map::of_container);
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        take_bind(mount, &share, &mut host.binds)?;
+        take_bind(mount, &share, own_map.as_ref(), &mut host.binds)?;
     }
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
@@ -313,14 +318,23 @@ fn drop_labels(process: &mut Process) {
 }
 
 /// Turns a bind of the host's into one of the share's.
-fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(), SpecError> {
+fn take_bind(
+    mount: &mut Mount,
+    share: &Path,
+    own_map: Option<&IdMap>,
+    binds: &mut Vec<Bind>,
+) -> Result<(), SpecError> {
     let destination = Path::new("/").join(mount.destination());
     mount.set_destination(destination);
+    let id_map = id_map::take(mount, own_map)?;
     let options = mount.options().clone().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option == name);
     let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
     if !is_bind {
-        return Ok(());
+        return match id_map {
+            Some(_) => Err(id_map::refused(mount)),
+            None => Ok(()),
+        };
     }
     if mount.destination() == Path::new("/dev/shm") {
         mount.set_typ(Some("tmpfs".into()));
@@ -342,6 +356,7 @@ fn take_bind(mount: &mut Mount, share: &Path, binds: &mut Vec<Bind>) -> Result<(
         follows_host: ["slave", "rslave", "shared", "rshared"]
             .into_iter()
             .any(has),
+        id_map,
     });
     Ok(())
 }

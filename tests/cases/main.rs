@@ -17,6 +17,7 @@ mod exit_status;
 mod features;
 mod gc;
 mod hooks;
+mod id_maps;
 mod kernel;
 mod leaks;
 mod limits;

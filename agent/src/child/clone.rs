@@ -2,9 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use crate::plan::Namespaces;
 
@@ -53,36 +51,6 @@ pub(super) fn clone_sibling(namespaces: Namespaces, cgroup: impl AsFd) -> Result
     // SAFETY: the kernel has opened the pidfd for this process, which has not given it to anybody else.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Side::Parent { child, pidfd })
-}
-
-/// A new user namespace, with the maps that `write_maps` gives it by the id of a process in it. That process does nothing and is gone
-/// at the end.
-pub(super) fn user_namespace<E: From<Errno>>(
-    write_maps: impl FnOnce(i32) -> Result<(), E>,
-) -> Result<OwnedFd, E> {
-    let child = clone3(&CloneArgs {
-        flags: Namespaces::USER.bits().into(),
-        exit_signal: u64::try_from(libc::SIGCHLD).map_err(|_| Errno::INVAL)?,
-        ..CloneArgs::default()
-    })?;
-    if child == 0 {
-        loop {
-            // SAFETY: pause(2) takes nothing; the process is killed in it.
-            unsafe { libc::pause() };
-        }
-    }
-    let namespace = write_maps(child).and_then(|()| {
-        let path = format!("/proc/{child}/ns/user");
-        Ok(rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?)
-    });
-    let pid = Pid::from_raw(child).ok_or(Errno::SRCH)?;
-    kill_process(pid, Signal::KILL)?;
-    waitpid(Some(pid), WaitOptions::empty())?;
-    namespace
 }
 
 /// The id of the child; 0 in the child.

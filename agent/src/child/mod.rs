@@ -19,7 +19,6 @@ mod console;
 mod copy_up;
 mod devices;
 mod hooks;
-mod id_mapped;
 #[expect(
     unsafe_code,
     reason = "descriptors are named by number on the command line"

@@ -12,7 +12,6 @@ use rustix::mount::{
     move_mount, open_tree,
 };
 
-use super::id_mapped::Prepared;
 use super::root::{Root, is_directory};
 use super::{Doing, StepError, copy_up, quoted};
 use crate::plan::{
@@ -23,16 +22,14 @@ use crate::plan::{
 #[derive(Debug)]
 pub(super) struct Late<'a>(Vec<&'a Mount>);
 
-/// Mounts everything in the specification's order. `cgroup` is the directory of the container's cgroup; `prepared` are the mounts that
-/// were made before.
+/// Mounts everything in the specification's order. `cgroup` is the directory of the container's cgroup.
 pub(super) fn mount_all<'a>(
     root: &Root,
     container: &'a Container,
     cgroup: &Path,
-    mut prepared: Prepared,
 ) -> Result<Late<'a>, StepError> {
     let mut late = Vec::new();
-    for (index, mount) in container.mounts.iter().enumerate() {
+    for mount in &container.mounts {
         let doing = || format!("cannot mount {}", quoted(&mount.destination));
         let mut attributes = mount.attributes;
         if mount.destination == Path::new("/dev") && attributes.set & Attributes::RDONLY != 0 {
@@ -44,10 +41,7 @@ pub(super) fn mount_all<'a>(
             change(&place, mount, attributes).doing(doing)?;
             continue;
         }
-        let tree = match prepared.remove(&index) {
-            Some(tree) => tree,
-            None => detached(mount, container, cgroup).doing(doing)?,
-        };
+        let tree = detached(mount, container, cgroup).doing(doing)?;
         let place = place(root, mount, &tree).doing(doing)?;
         change(&tree, mount, attributes).doing(doing)?;
         if mount.copy_up {
@@ -140,7 +134,7 @@ fn new_file_system(
 }
 
 /// A copy of the mount, or the mounts, at a path outside the container.
-pub(super) fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
+fn clone_tree(source: &Path, recursive: bool) -> Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -257,24 +251,6 @@ fn set_attributes_below(
         propagation,
         libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
     )
-}
-
-/// Lets files be seen through a detached mount, and all below it where that is `recursive`, with the owners that the user namespace's
-/// maps make of theirs.
-pub(super) fn map_owners(
-    mount: impl AsFd,
-    namespace: impl AsFd,
-    recursive: bool,
-) -> Result<(), Errno> {
-    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
-    let attr = MountAttr {
-        set: MOUNT_ATTR_IDMAP,
-        clear: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(namespace.as_fd().as_raw_fd()).map_err(|_| Errno::BADF)?,
-    };
-    let below = if recursive { libc::AT_RECURSIVE } else { 0 };
-    mount_setattr(mount, &attr, libc::AT_EMPTY_PATH | below)
 }
 
 fn set(

@@ -10,7 +10,6 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::clone::{self, Side, clone_sibling};
-use super::id_mapped::{self, Prepared};
 use super::{
     Doing, StepError, console, devices, hooks, io_error_text, mounts, program, quoted, root,
     schedule, user,
@@ -31,7 +30,7 @@ pub(super) fn enter(
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = open(&plan.cgroup, OFlags::PATH | directory, Mode::empty())
         .doing(|| "cannot open the cgroup".to_owned())?;
-    let prepared = outer(plan)?;
+    outer(plan)?;
     let cgroup_namespace = cgroup_namespace(&plan.entry)?;
     let fresh = join(&plan.entry, target.as_ref())?;
     let (here, there) = socketpair(
@@ -55,7 +54,6 @@ pub(super) fn enter(
                 sync: &there,
                 target,
                 cgroup_namespace,
-                prepared,
             };
             let failure = match become_program(plan, inside) {
                 Ok(never) => match never {},
@@ -76,17 +74,12 @@ struct Inside<'s> {
     target: Option<OwnedFd>,
     /// To be joined.
     cgroup_namespace: Option<OwnedFd>,
-    prepared: Prepared,
 }
 
 /// What needs privilege outside the container. Some of it is inherited by the clone.
-fn outer(plan: &Plan) -> Result<Prepared, Failure> {
-    let mut prepared = Prepared::new();
+fn outer(plan: &Plan) -> Result<(), Failure> {
     match &plan.entry {
-        Entry::Create(container) => {
-            limit(&plan.cgroup, &container.limits)?;
-            prepared = id_mapped::prepare(container)?;
-        }
+        Entry::Create(container) => limit(&plan.cgroup, &container.limits)?,
         Entry::Join(_) => schedule::pin(None, &plan.process.schedule.initial_cpus)?,
     }
     if let Some(score) = plan.process.oom_score_adj {
@@ -96,7 +89,7 @@ fn outer(plan: &Plan) -> Result<Prepared, Failure> {
     for limit in &plan.process.rlimits {
         user::set_rlimit(limit)?;
     }
-    Ok(prepared)
+    Ok(())
 }
 
 /// Loading a device program raises this process's limit on locked memory, which the container would inherit.
@@ -201,7 +194,7 @@ fn release(plan: &Plan, child: i32, sync: &OwnedFd) -> Result<(), Failure> {
 }
 
 /// Gives the user namespace that a process is in its maps.
-pub(super) fn write_maps(pid: i32, maps: &IdMaps) -> std::io::Result<()> {
+fn write_maps(pid: i32, maps: &IdMaps) -> std::io::Result<()> {
     for (file, maps) in [("uid_map", &maps.uids), ("gid_map", &maps.gids)] {
         let line = |map: &IdMap| format!("{} {} {}\n", map.inside, map.outside, map.size);
         let lines: String = maps.iter().map(line).collect();
@@ -227,7 +220,7 @@ fn become_program(plan: &Plan, inside: Inside<'_>) -> Result<std::convert::Infal
                 setns(namespace, flags(Namespaces::CGROUP))
                     .doing(|| "cannot join the cgroup namespace".to_owned())?;
             }
-            create(container, plan, status, inside.prepared)?;
+            create(container, plan, status)?;
             start_hooks = container.start_hooks.as_ref();
         }
         Entry::Join(namespaces) => follow(*namespaces, process, status, inside.target)?,
@@ -270,12 +263,7 @@ fn wait_for_go(status: BorrowedFd<'_>) -> Result<(), StepError> {
 }
 
 /// From new namespaces to a container: names, network, mounts, its root.
-fn create(
-    container: &Container,
-    plan: &Plan,
-    status: BorrowedFd<'_>,
-    prepared: Prepared,
-) -> Result<(), Failure> {
+fn create(container: &Container, plan: &Plan, status: BorrowedFd<'_>) -> Result<(), Failure> {
     let process = &plan.process;
     if container.namespaces().contains(Namespaces::USER) {
         user::become_root()?;
@@ -295,7 +283,7 @@ fn create(
             .doing(|| format!("cannot set sysctl {}", quoted(path)))?;
     }
     let root = root::Root::mount(container)?;
-    let late = mounts::mount_all(&root, container, &plan.cgroup, prepared)?;
+    let late = mounts::mount_all(&root, container, &plan.cgroup)?;
     devices::make(&root, container)?;
     root::make_cwd(&root, &process.cwd)?;
     let root = root.pivot()?;

@@ -27,7 +27,7 @@ use serde_json::Value;
 pub(crate) use device::{Device, DeviceKind};
 pub(crate) use hook::{Hook, StartHooks};
 pub(crate) use limits::{Limit, Limits, Present};
-pub(crate) use mount::{Attributes, IdMapping, Mount, MountKind, Propagation, PropagationKind};
+pub(crate) use mount::{Attributes, Mount, MountKind, Propagation, PropagationKind};
 pub(crate) use namespace::{IdMap, IdMaps, Namespaces, TimeOffset};
 pub(crate) use process::{Capabilities, Process, Rlimit, WindowSize};
 pub(crate) use schedule::{Schedule, Scheduler};
@@ -147,9 +147,7 @@ pub(crate) fn container(
         rootfs: root.path().clone(),
         readonly: root.readonly().unwrap_or(false),
         propagation: Propagation::of_rootfs(linux.rootfs_propagation().as_deref())?,
-        mounts: mounts
-            .map(|mount| mount::read(mount, id_maps.as_ref()))
-            .collect::<Result<_, _>>()?,
+        mounts: mounts.map(mount::read).collect::<Result<_, _>>()?,
         devices: device::read(linux.devices().as_deref().unwrap_or_default())?,
         readonly_paths: absolute("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
         masked_paths: absolute("linux.maskedPaths", linux.masked_paths().as_deref())?,

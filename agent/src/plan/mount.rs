@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdMaps, PlanError};
+use super::PlanError;
 
 /// One mount of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,17 +19,8 @@ pub(crate) struct Mount {
     /// For the mount and all below it.
     pub(crate) recursive: Attributes,
     pub(crate) propagation: Option<Propagation>,
-    pub(crate) id_map: Option<IdMapping>,
     /// Fill the new file system with what it covers.
     pub(crate) copy_up: bool,
-}
-
-/// Owners of files are others when seen through this mount.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct IdMapping {
-    pub(crate) maps: IdMaps,
-    /// Through all mounts below it too.
-    pub(crate) recursive: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,17 +166,18 @@ const NO_EFFECT: [&str; 9] = [
     "nodirsync",
 ];
 
-/// `own`: the maps of the container's user namespace.
-pub(super) fn read(
-    given: &oci_spec::runtime::Mount,
-    own: Option<&IdMaps>,
-) -> Result<Mount, PlanError> {
+pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError> {
+    if given.uid_mappings().is_some() || given.gid_mappings().is_some() {
+        return Err(PlanError::Conflict {
+            what: format!("id-mapped mount of {}", given.destination().display()),
+            why: "owners are mapped where the files are, on the host",
+        });
+    }
     let destination = given.destination().clone();
     let options = given.options().as_deref().unwrap_or_default();
     let fstype = given.typ().as_deref().unwrap_or_default();
     let kind = kind(given, fstype, options)?;
     let mut mount = Mount {
-        id_map: id_map(given, own, &kind, options)?,
         destination,
         kind,
         attributes: Attributes::default(),
@@ -197,32 +189,6 @@ pub(super) fn read(
         apply(&mut mount, option)?;
     }
     Ok(mount)
-}
-
-fn id_map(
-    given: &oci_spec::runtime::Mount,
-    own: Option<&IdMaps>,
-    kind: &MountKind,
-    options: &[String],
-) -> Result<Option<IdMapping>, PlanError> {
-    let has = |name| options.iter().any(|option| option == name);
-    let maps = IdMaps::of(given.uid_mappings().as_ref(), given.gid_mappings().as_ref())?;
-    if maps.is_none() && !has("idmap") && !has("ridmap") {
-        return Ok(None);
-    }
-    let refused = |why| PlanError::Conflict {
-        what: format!("id-mapped mount of {}", given.destination().display()),
-        why,
-    };
-    if !matches!(kind, MountKind::Bind { .. }) {
-        return Err(refused("only a bind mount can be one"));
-    }
-    let none = "neither it nor the container has uidMappings and gidMappings";
-    let maps = maps.or_else(|| own.cloned());
-    Ok(Some(IdMapping {
-        maps: maps.ok_or_else(|| refused(none))?,
-        recursive: has("ridmap"),
-    }))
 }
 
 fn kind(
@@ -266,9 +232,7 @@ fn apply(mount: &mut Mount, option: &str) -> Result<(), PlanError> {
         mount.recursive.merge(attributes);
     } else if let Some(propagation) = Propagation::of(option) {
         mount.propagation = Some(propagation);
-    } else if matches!(option, "bind" | "rbind" | "idmap" | "ridmap" | "remount")
-        || NO_EFFECT.contains(&option)
-    {
+    } else if matches!(option, "bind" | "rbind" | "remount") || NO_EFFECT.contains(&option) {
         // Known already, or the default.
     } else if option == "tmpcopyup" {
         mount.copy_up = true;

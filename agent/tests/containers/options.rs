@@ -12,54 +12,6 @@ fn map(spec: &mut Value, first: u32) {
     spec["linux"]["gidMappings"] = map;
 }
 
-fn add_namespace(spec: &mut Value, namespace: Value) {
-    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
-    namespaces.push(namespace);
-}
-
-fn add_mount(spec: &mut Value, mount: Value) {
-    spec["mounts"].as_array_mut().unwrap().push(mount);
-}
-
-#[tokio::test]
-async fn files_have_other_owners_through_an_id_mapped_mount() {
-    let mut agent = Agent::start().await;
-    let volume = agent.path("volume");
-    std::fs::create_dir(&volume).unwrap();
-    std::fs::write(volume.join("file"), "").unwrap();
-    let mut spec = agent.spec(&["stat", "-c", "%u:%g", "/plain/file", "/mapped/file"]);
-    let mapping = |container: u32| json!([{"containerID": container, "hostID": 3000, "size": 10}]);
-    add_mount(
-        &mut spec,
-        json!({"destination": "/plain", "type": "bind", "source": volume, "options": ["bind"]}),
-    );
-    add_mount(
-        &mut spec,
-        json!({"destination": "/mapped", "type": "bind", "source": volume, "options": ["rbind", "ridmap"], "uidMappings": mapping(0), "gidMappings": mapping(0)}),
-    );
-    let output = agent.run(&spec).await;
-    assert_eq!(output.stdout, "0:0\n3000:3000\n", "{}", output.stderr);
-}
-
-#[tokio::test]
-async fn a_mount_takes_the_map_of_the_containers_user_namespace() {
-    let mut agent = Agent::start().await;
-    let volume = agent.path("volume");
-    std::fs::create_dir(&volume).unwrap();
-    own_rootfs(&agent, 100_000);
-    let mut spec = agent.spec(&sh("stat -c %u /mapped && touch /mapped/new"));
-    add_namespace(&mut spec, json!({"type": "user"}));
-    map(&mut spec, 100_000);
-    add_mount(
-        &mut spec,
-        json!({"destination": "/mapped", "type": "bind", "source": volume, "options": ["bind", "idmap"]}),
-    );
-    let output = agent.run(&spec).await;
-    assert_eq!(output.stdout, "0\n", "{}", output.stderr);
-    let made = std::fs::metadata(volume.join("new")).unwrap();
-    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 0);
-}
-
 /// Gives the image to the root of a user namespace.
 fn own_rootfs(agent: &Agent, owner: u32) {
     let rootfs = agent.path("rootfs");
@@ -73,20 +25,13 @@ fn own_rootfs(agent: &Agent, owner: u32) {
     command("chmod", &["711", directory]);
 }
 
-#[tokio::test]
-async fn a_file_system_that_cannot_be_id_mapped_is_said_to_be_so() {
-    let agent = Agent::start().await;
-    let mut spec = agent.spec(&["true"]);
-    let mapping = json!([{"containerID": 0, "hostID": 3000, "size": 10}]);
-    add_mount(
-        &mut spec,
-        json!({"destination": "/m", "type": "bind", "source": "/proc/sys", "options": ["bind"], "uidMappings": mapping, "gidMappings": mapping}),
-    );
-    let (_, message) = refused(agent.create("c", &spec, &Ends::default()).await);
-    assert_eq!(
-        message,
-        "cannot id-map the mount of /m: operation not supported"
-    );
+fn add_namespace(spec: &mut Value, namespace: Value) {
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(namespace);
+}
+
+fn add_mount(spec: &mut Value, mount: Value) {
+    spec["mounts"].as_array_mut().unwrap().push(mount);
 }
 
 #[tokio::test]

@@ -190,7 +190,7 @@ fn features() -> Value {
             "apparmor": disabled,
             "selinux": disabled,
             "intelRdt": disabled,
-            "mountExtensions": {"idmap": disabled},
+            "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": disabled,
         },
         "annotations": {

@@ -43,9 +43,11 @@ mod tasks;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 use crate::config::Options;
+use crate::id_map;
 use crate::supervise::{self, ServeArgs};
 
 /// The help of `husk` itself: verbs by what one wants to do.
@@ -136,6 +138,9 @@ enum Verb {
     /// Be the supervisor of one sandbox
     #[command(hide = true)]
     Serve(ServeArgs),
+    /// Be in a new user namespace until the input ends
+    #[command(hide = true, name = id_map::VERB)]
+    UserNamespace,
     #[command(hide = true)]
     Checkpoint(refused::AnyArgs),
     #[command(hide = true)]
@@ -193,6 +198,10 @@ pub(crate) fn run(command: CommandLine) -> Result<ExitCode, Failure> {
         Verb::Events(args) => events::run(&options, &args),
         Verb::Features(args) => features::run(&args),
         Verb::Gc(args) => gc::run(&options, &args),
+        Verb::UserNamespace => {
+            id_map::hold_user_namespace().context("cannot make a user namespace")?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Checkpoint(args) => refused::checkpoint("checkpoint", &args),
         Verb::Restore(args) => refused::checkpoint("restore", &args),
         Verb::Spec(args) => spec::run(&args),

@@ -82,6 +82,7 @@ fn binds_become_the_shares_in_order() {
         read_only,
         recursive,
         follows_host,
+        id_map: None,
     };
     assert_eq!(
         split_of(&config).unwrap().host.binds,
@@ -90,6 +91,33 @@ fn binds_become_the_shares_in_order() {
             bind("hosts", "/etc/hosts", false, false, true)
         ]
     );
+}
+
+#[test]
+fn an_id_mapped_mount_has_its_own_maps_or_the_containers() {
+    let map = json!([{"containerID": 0, "hostID": 1000, "size": 10}]);
+    let mount = |options: &[&str], kind: &str| json!([{"destination": "/m", "type": kind, "source": "/s", "options": options}]);
+    let mut given = with("/mounts", mount(&["rbind", "ridmap"], "bind"));
+    let refusal = |given: &Value| split_of(given).unwrap_err().to_string();
+    let incomplete = "uidMappings or gidMappings of an id-mapped mount is missing or empty";
+    assert_eq!(refusal(&given), incomplete);
+    let namespaces = given["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    given["linux"]["uidMappings"] = map.clone();
+    given["linux"]["gidMappings"] = map.clone();
+    let taken = split_of(&given).unwrap().host.binds[0].id_map.clone();
+    let taken = taken.unwrap();
+    assert_eq!((taken.uids[0].host_id(), taken.recursive), (1000, true));
+    assert_eq!(guest_of(&given)["mounts"][0]["options"], json!(["rbind"]));
+    given["mounts"] = mount(&["bind"], "bind");
+    assert_eq!(split_of(&given).unwrap().host.binds[0].id_map, None);
+    given["mounts"][0]["uidMappings"] = map.clone();
+    assert_eq!(refusal(&given), incomplete);
+    given["mounts"][0]["gidMappings"] = map;
+    assert!(split_of(&given).unwrap().host.binds[0].id_map.is_some());
+    assert_eq!(guest_of(&given)["mounts"][0]["uidMappings"], json!(null));
+    given["mounts"] = mount(&["idmap"], "tmpfs");
+    assert!(refusal(&given).starts_with("an id-mapped mount of /m cannot be used"));
 }
 
 #[test]
