@@ -100,13 +100,21 @@ impl Container {
         self.files.is_some() && self.init.exit().is_some()
     }
 
-    /// The VM is gone, and every process with it.
-    pub(crate) fn lose(&mut self) {
-        let exit = Exit::lost();
-        self.init.stop(exit);
-        for process in self.execs.values_mut() {
-            process.stop(exit);
+    /// Every process is gone. Returns those whose end this is, execs first.
+    pub(crate) fn lose(&mut self, id: &str, exit: Exit) -> Vec<ProcessKey> {
+        let mut lost = Vec::new();
+        for (exec, process) in &mut self.execs {
+            if process.stop(exit) {
+                lost.push(ProcessKey {
+                    container: id.to_owned(),
+                    exec: exec.clone(),
+                });
+            }
         }
+        if self.init.stop(exit) {
+            lost.push(ProcessKey::init(id));
+        }
+        lost
     }
 
     /// Its hooks, and the state to give them.

@@ -311,17 +311,23 @@ impl Sandbox {
 
     /// The agent's news of an exit.
     fn on_exit(&mut self, key: &ProcessKey, exit: Exit) {
-        match self.process_mut(key) {
-            Ok(process) => {
-                if process.stop(exit) {
-                    tracing::info!(process = %key, status = exit.status, "exited");
-                    let (key, pid) = (key.clone(), self.pid());
-                    self.events.publish(Event::Exit { key, pid, exit });
-                    self.save();
-                }
-            }
-            Err(_) => tracing::debug!(process = %key, "an exit of an unknown process"),
+        let pid = self.pid();
+        let Ok(process) = self.process_mut(key) else {
+            return tracing::debug!(process = %key, "an exit of an unknown process");
+        };
+        let starting = process.phase == Phase::Starting;
+        if !process.stop(exit) {
+            return;
         }
+        tracing::info!(process = %key, status = exit.status, "exited");
+        let key = key.clone();
+        if starting {
+            // The answer to its start comes later.
+            let key = key.clone();
+            self.events.publish(Event::Started { key, pid });
+        }
+        self.events.publish(Event::Exit { key, pid, exit });
+        self.save();
     }
 
     /// The pid that was reported for every process.
@@ -342,15 +348,18 @@ impl Sandbox {
         if !self.closing {
             tracing::error!("the VM ended: {end}");
         }
-        let pid = self.pid();
+        self.lose_processes();
+        self.save();
+    }
+
+    /// Every process that has not exited has gone with the VM.
+    fn lose_processes(&mut self) {
+        let (pid, exit) = (self.pid(), Exit::lost());
         for (id, container) in &mut self.containers {
-            if container.init.exit().is_none() {
-                let (key, exit) = (ProcessKey::init(id), Exit::lost());
+            for key in container.lose(id, exit) {
                 self.events.publish(Event::Exit { key, pid, exit });
             }
-            container.lose();
         }
-        self.save();
     }
 
     /// Writes the record. Its loss would only make a later clean-up poorer, so it does not fail an operation.

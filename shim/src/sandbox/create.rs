@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
+use crate::events::Event;
 use crate::hooks::{self, HookState};
 use crate::network;
 use crate::process::{Phase, ProcessKey};
@@ -199,6 +200,7 @@ impl Sandbox {
         key: &ProcessKey,
         made: Result<(ContainerFiles, ProcessStreams), TaskError>,
     ) -> Result<(), TaskError> {
+        let pid = self.pid();
         let Some(container) = self.containers.get_mut(&key.container) else {
             return Err(TaskError::Closing);
         };
@@ -210,7 +212,12 @@ impl Sandbox {
                 return Err(e);
             }
         };
-        tracing::debug!(process = %key, "created");
+        self.events.publish(Event::Created {
+            container: key.container.clone(),
+            pid,
+            bundle: container.bundle.clone(),
+            stdio: container.init.stdio.clone(),
+        });
         container.files = Some(files);
         // It may have been killed, or the VM ended, in the meantime.
         if container.init.phase == Phase::Creating {

@@ -2,6 +2,7 @@
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::agent::AgentError;
+use crate::events::Event;
 use crate::hooks;
 use crate::process::{Exit, Phase, ProcessKey};
 use crate::state::Status;
@@ -101,13 +102,12 @@ impl Sandbox {
         let Ok(process) = self.process_mut(key) else {
             return Exit::lost();
         };
-        tracing::debug!(process = %key, succeeded = failed.is_none(), "deleted");
         let exit = process.exit();
         if let Some(before) = failed {
             process.phase = before;
         } else if key.is_init() {
             if let Some(mut container) = self.containers.remove(&key.container) {
-                container.lose();
+                container.lose(&key.container, Exit::lost());
                 if let Some(files) = container.files {
                     files.remove();
                 }
@@ -115,7 +115,12 @@ impl Sandbox {
         } else if let Some(container) = self.containers.get_mut(&key.container) {
             container.execs.remove(&key.exec);
         }
+        let exit = exit.unwrap_or_else(Exit::lost);
+        if failed.is_none() {
+            let (key, pid) = (key.clone(), self.pid());
+            self.events.publish(Event::Deleted { key, pid, exit });
+        }
         self.save();
-        exit.unwrap_or_else(Exit::lost)
+        exit
     }
 }

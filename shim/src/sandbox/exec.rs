@@ -6,6 +6,7 @@ use nix::libc::SIGKILL;
 
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::container::EXECS_MAX;
+use crate::events::Event;
 use crate::process::{Phase, Process, ProcessKey};
 use crate::spec;
 use crate::stdio::{Ids, Lender, Outside, ProcessStreams, Stdio, StdioError};
@@ -125,6 +126,8 @@ impl Sandbox {
         }
         let process = self.process_mut(key)?;
         process.streams = Some(streams);
+        let key = key.clone();
+        self.events.publish(Event::ExecAdded { key });
         Ok(())
     }
 }

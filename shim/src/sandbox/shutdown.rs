@@ -93,9 +93,7 @@ async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
     }
     let leaving = handle
         .ask(|sandbox| {
-            for container in sandbox.containers.values_mut() {
-                container.lose();
-            }
+            sandbox.lose_processes();
             sandbox.leaving()
         })
         .await?;
@@ -180,9 +178,7 @@ impl Sandbox {
     }
 
     fn end_shutdown(&mut self) {
-        for container in self.containers.values_mut() {
-            container.lose();
-        }
+        self.lose_processes();
         self.containers.clear();
         self.leave();
     }

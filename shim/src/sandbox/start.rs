@@ -1,6 +1,7 @@
 //! Start: the program of a created process is executed.
 
 use super::{Handle, Machine, Sandbox, TaskError};
+use crate::events::Event;
 use crate::hooks;
 use crate::process::{Phase, ProcessKey};
 use crate::state::Status;
@@ -45,15 +46,19 @@ impl Sandbox {
 
     /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted.
     fn end_start(&mut self, key: &ProcessKey, succeeded: bool) {
+        let pid = self.pid();
         if let Ok(process) = self.process_mut(key)
             && process.phase == Phase::Starting
         {
-            tracing::debug!(process = %key, succeeded, "started");
             process.phase = if succeeded {
                 Phase::Running
             } else {
                 Phase::Created
             };
+            if succeeded {
+                let key = key.clone();
+                self.events.publish(Event::Started { key, pid });
+            }
         }
         self.save();
     }

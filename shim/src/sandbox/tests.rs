@@ -359,6 +359,7 @@ async fn a_container_lives_from_created_to_gone() {
 #[tokio::test]
 async fn an_exit_that_outruns_the_starts_answer_counts() {
     let fixture = Fixture::new().await;
+    let mut events = fixture.handle.events();
     let gate = fixture.agent.start_gate.lock().await;
     let call = fixture.call_start();
     fixture.agent_is_asked("start").await;
@@ -366,6 +367,50 @@ async fn an_exit_that_outruns_the_starts_answer_counts() {
     drop(gate);
     call.await.unwrap().unwrap();
     assert_eq!(fixture.phase().await, Phase::Stopped);
+    assert!(matches!(
+        events.recv().await.unwrap(),
+        Event::Started { .. }
+    ));
+    assert!(matches!(events.recv().await.unwrap(), Event::Exit { .. }));
+    assert!(events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn processes_are_told_of_in_the_order_of_their_lives() {
+    let fixture = Fixture::new().await;
+    let mut events = fixture.handle.events();
+    fixture.handle.start(web()).await.unwrap();
+    fixture.exec().await.unwrap();
+    fixture.handle.start(exec_key()).await.unwrap();
+    fixture.agent_reports(exec_key(), 3).await;
+    fixture.handle.delete(exec_key()).await.unwrap();
+    let pid = fixture.handle.state(web()).await.unwrap().pid;
+    let (key, exit) = (exec_key(), exit(3));
+    for expected in [
+        Event::Started { key: web(), pid },
+        Event::ExecAdded { key: key.clone() },
+        Event::Started {
+            key: key.clone(),
+            pid,
+        },
+        Event::Exit {
+            key: key.clone(),
+            pid,
+            exit,
+        },
+        Event::Deleted { key, pid, exit },
+    ] {
+        assert_eq!(events.recv().await.unwrap(), expected);
+    }
+    fixture.exec().await.unwrap();
+    fixture.vm_ends(EndReason::OutOfMemory);
+    let mut lost = Vec::new();
+    while lost.len() < 2 {
+        if let Event::Exit { key, .. } = events.recv().await.unwrap() {
+            lost.push(key);
+        }
+    }
+    assert_eq!(lost, [exec_key(), web()]);
 }
 
 #[tokio::test]
