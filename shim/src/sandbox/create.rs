@@ -212,6 +212,7 @@ impl Sandbox {
                 return Err(e);
             }
         };
+        tracing::debug!(process = %key, "created");
         self.events.publish(Event::Created {
             container: key.container.clone(),
             pid,
