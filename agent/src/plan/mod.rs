@@ -20,9 +20,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxResources, Spec};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 pub(crate) use device::{Device, DeviceKind};
 pub(crate) use hook::{Hook, StartHooks};
@@ -39,8 +37,6 @@ pub(crate) struct Plan {
     pub(crate) cgroup: PathBuf,
     pub(crate) entry: Entry,
     pub(crate) process: Process,
-    /// What was asked for and has no effect in a guest, by name; to be told, and no more.
-    pub(crate) ignored: Vec<String>,
 }
 
 /// How the child comes into its namespaces.
@@ -118,7 +114,7 @@ pub(crate) fn container(
     place: Place<'_>,
     size: WindowSize,
 ) -> Result<Plan, PlanError> {
-    let (spec, mut ignored): (Spec, _) = lenient(spec, "/process")?;
+    let spec: Spec = serde_json::from_slice(spec).map_err(PlanError::Json)?;
     // Without the section it has no namespaces of its own, which is refused as such.
     let linux = spec
         .linux()
@@ -137,7 +133,6 @@ pub(crate) fn container(
         Some(resources) => limits::read(resources, &Present::default())?,
         None => Limits::default(),
     };
-    ignored.extend_from_slice(&limits.ignored);
     let container = Container {
         unshare: layout.unshare,
         join: layout.join,
@@ -166,18 +161,14 @@ pub(crate) fn container(
         cgroup: place.cgroup.to_owned(),
         entry: Entry::Create(Box::new(container)),
         process,
-        ignored,
     })
 }
 
 /// Reads an OCI process that is to run in a container with `init`: what belongs to the container (its seccomp program, capabilities that
-/// are not given) is taken over. With it, what of it has no effect.
-pub(crate) fn exec(
-    process: &[u8],
-    init: &Process,
-    size: WindowSize,
-) -> Result<(Process, Vec<String>), PlanError> {
-    let (given, ignored): (oci_spec::runtime::Process, _) = lenient(process, "")?;
+/// are not given) is taken over.
+pub(crate) fn exec(process: &[u8], init: &Process, size: WindowSize) -> Result<Process, PlanError> {
+    let given: oci_spec::runtime::Process =
+        serde_json::from_slice(process).map_err(PlanError::Json)?;
     let mut process = process::read(&given, init.seccomp.as_ref(), size)?;
     if given.capabilities().is_none() {
         process.capabilities = init.capabilities;
@@ -185,7 +176,7 @@ pub(crate) fn exec(
     process.no_new_privileges |= init.no_new_privileges;
     process.oom_score_adj = process.oom_score_adj.or(init.oom_score_adj);
     process.schedule = process.schedule.or(&init.schedule);
-    Ok((process, ignored))
+    Ok(process)
 }
 
 /// Reads new limits of a container, OCI `linux.resources`.
@@ -205,37 +196,6 @@ fn absolute(what: &'static str, paths: Option<&[String]>) -> Result<Vec<PathBuf>
             }),
         })
         .collect()
-}
-
-/// Reads JSON. Capabilities that nobody knows (of a process at the JSON pointer `process`) are left out rather than an error, since the
-/// kernel could not grant them: they are named in the second part.
-fn lenient<T: DeserializeOwned>(json: &[u8], process: &str) -> Result<(T, Vec<String>), PlanError> {
-    let strict = match serde_json::from_slice(json) {
-        Ok(read) => return Ok((read, Vec::new())),
-        Err(error) => error,
-    };
-    let mut ignored = Vec::new();
-    let Ok(mut value) = serde_json::from_slice::<Value>(json) else {
-        return Err(PlanError::Json(strict));
-    };
-    let sets = value.pointer_mut(&format!("{process}/capabilities"));
-    let sets = sets.and_then(Value::as_object_mut).into_iter().flatten();
-    for (_, set) in sets {
-        if let Some(names) = set.as_array_mut() {
-            names.retain(|name| {
-                let known =
-                    !name.is_string() || oci_spec::runtime::Capability::deserialize(name).is_ok();
-                if !known {
-                    ignored.push(format!("capability {name}"));
-                }
-                known
-            });
-        }
-    }
-    let read = serde_json::from_value(value).map_err(|_| PlanError::Json(strict))?;
-    ignored.sort();
-    ignored.dedup();
-    Ok((read, ignored))
 }
 
 fn refuse(linux: &Linux) -> Result<(), PlanError> {

@@ -53,7 +53,9 @@ impl Sandbox {
             cgroup: &self.settings.cgroups.join(id),
         };
         let plan = plan::container(spec, place, size)?;
-        tell_ignored(id, &plan.ignored);
+        if let Entry::Create(container) = &plan.entry {
+            tell_ignored(id, &container.limits.ignored);
+        }
         let cgroup =
             Cgroup::create(&self.settings.cgroups, id).map_err(io("cannot make the cgroup"))?;
         let mut container = Container::new(cgroup, &plan);
@@ -110,8 +112,7 @@ impl Sandbox {
             return Err(wrong_state(&Key::init(&key.container), init));
         }
         check_thawed(&key.container, container)?;
-        let (plan, ignored) = plan::exec(process, &container.template, size)?;
-        tell_ignored(&key.container, &ignored);
+        let plan = plan::exec(process, &container.template, size)?;
         let owner = container.owner(&plan);
         let mut member = Member::new(State::Created);
         let stdio = self.streams(&mut member, &plan, owner, streams)?;
@@ -193,7 +194,6 @@ impl Sandbox {
             cgroup,
             entry: Entry::Join(namespaces),
             process: waiting.plan,
-            ignored: Vec::new(),
         };
         match spawn::spawn(&plan, waiting.stdio, container.pidfd.as_ref()) {
             Ok(spawning) => {
