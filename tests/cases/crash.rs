@@ -7,9 +7,9 @@ fn engine() -> Engine {
     Engine::of(Bundle::busybox().shell("echo up; sleep 1000"))
 }
 
-fn kill(pid: &serde_json::Value) {
+fn signal(pid: &serde_json::Value, signal: Signal) {
     let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
 /// Everything an engine does with a container that has died.
@@ -55,7 +55,7 @@ fn a_vm_killed_before_the_start() {
     let before = Remains::seen();
     let engine = engine();
     let process = engine.make(&["create"], &[]);
-    kill(&engine.record()["vmm"]["pid"]);
+    signal(&engine.record()["vmm"]["pid"], Signal::KILL);
     bury(&engine, process, &before);
 }
 
@@ -69,9 +69,39 @@ fn a_vm_killed_while_running() {
     let process = engine.make(&["run", "--detach"], &[]);
     engine.await_output("up\n");
     let exec = engine.exec(&[], &["sleep", "1000"]);
-    kill(&engine.record()["vmm"]["pid"]);
+    signal(&engine.record()["vmm"]["pid"], Signal::KILL);
     assert_eq!(exec.wait(), 137);
     bury(&engine, process, &before);
+}
+
+#[test]
+fn a_vm_that_hangs_is_ended_by_a_kill() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("up\n");
+    signal(&engine.record()["vmm"]["pid"], Signal::STOP);
+    let words = ["kill", &engine.id, "KILL"];
+    engine.runtime.call(&words).assert_status(0);
+    bury(&engine, process, &before);
+}
+
+#[test]
+fn a_vm_that_hangs_is_deleted_by_force() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("up\n");
+    signal(&engine.record()["vmm"]["pid"], Signal::STOP);
+    engine.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
 }
 
 #[test]

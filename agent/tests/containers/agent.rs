@@ -21,7 +21,7 @@ use ttrpc::asynchronous::transport::Socket;
 use ttrpc::context::with_duration;
 
 /// Long enough for a slow machine; a promise that is broken shows as this.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Agent {
     pub(crate) client: AgentClient,
