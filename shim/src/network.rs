@@ -3,11 +3,12 @@
 //! The supervisor enters a named one before it starts the VMM, so that both are where engines look for a container's network. Guests have
 //! loopback only. What an engine, a hook or a plugin has set up in the namespace would never reach the container: an interface with
 //! a network is refused, at create and at start. One that has none yet is not: some kernels put unused tunnels into every namespace.
-//! Ways to fail: it is no namespace, or it has such an interface.
+//! Ways to fail: it is no namespace, it is the host's, or it has such an interface.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::sched::CloneFlags;
@@ -17,8 +18,17 @@ use crate::spec::SpecError;
 /// The interface that every namespace has.
 const LOOPBACK: &str = "lo";
 
+/// What is to be done about a network that a guest does not have.
+const REMEDY: &str = "a guest has no network but loopback; use a network of the kind none";
+
 /// Moves this thread, and what it will start, into the namespace.
 pub(crate) fn enter(path: &Path) -> Result<(), SpecError> {
+    if identity(path)? == identity(Path::new("/proc/thread-self/ns/net"))? {
+        return Err(SpecError::Refused {
+            what: "the host's network namespace".to_owned(),
+            why: REMEDY,
+        });
+    }
     let failed = |source| unreadable(path, source);
     let namespace = File::open(path).map_err(failed)?;
     nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
@@ -44,9 +54,14 @@ fn refuse_networks(net: &Path) -> Result<(), SpecError> {
         None => Ok(()),
         Some(name) => Err(SpecError::Refused {
             what: format!("the network interface {name} of the container"),
-            why: "a guest has no network but loopback; use a network of the kind none",
+            why: REMEDY,
         }),
     }
+}
+
+fn identity(namespace: &Path) -> Result<(u64, u64), SpecError> {
+    let metadata = fs::metadata(namespace).map_err(|source| unreadable(namespace, source))?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 fn unreadable(path: &Path, source: io::Error) -> SpecError {
