@@ -26,7 +26,9 @@ fn a_terminal_is_the_users() {
 
 #[test]
 fn an_exec_has_status_output_and_terminal_of_its_own() {
-    engines::an_exec_has_status_output_and_terminal_of_its_own(&Podman::with_busybox());
+    let podman = Podman::with_busybox();
+    engines::an_exec_has_status_output_and_terminal_of_its_own(&podman);
+    podman.call(&["exec", "web", "nonesuch"]).assert_status(127);
 }
 
 #[test]

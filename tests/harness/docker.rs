@@ -81,9 +81,8 @@ impl CommandLine for Docker {
     }
 
     fn runtime_root(&self) -> PathBuf {
-        let name = if Runtime::is_husk() { "husk" } else { "runc" };
-        let root = format!("run/runtime-{name}/moby");
-        self.directory.path().join(root)
+        // Whatever the runtime's name is.
+        self.directory.path().join("run/runtime-runc/moby")
     }
 }
 
