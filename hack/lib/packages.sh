@@ -14,9 +14,21 @@ install_packages() {
     fi
     echo "installing Debian packages: ${missing[*]}" >&2
     refresh_package_lists
-    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -qq -y \
-        --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+    install_without_starting "${missing[@]}"
 }
+
+# Daemons that come along, as Docker's does, are not started: Debian's policy says so for as long as
+# it takes, unless this machine has a policy of its own. A subshell, for the trap.
+install_without_starting() ( # NAME...
+    policy=/usr/sbin/policy-rc.d
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -qq -y \
+        --no-install-recommends "$@" </dev/null >/dev/null
+)
 
 package_installed() { # NAME
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

@@ -4,9 +4,10 @@
 //!   VM is up ─► prestart, createRuntime, createContainer ─► container made in the guest ─► started ─► poststart ─ ··· ─► deleted ─► poststop
 //! ```
 //!
-//! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the VMM's. It runs in
-//! the supervisor's mount namespace, where it sees the host's mounts, and mounts of its own are not seen by the host. A hook
-//! that fails before the container is made fails the create; a later one costs a warning, as the OCI specification has it.
+//! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the one
+//! that is reported for the container. It runs in the supervisor's mount namespace, where it sees the host's mounts, and mounts of its own
+//! are not seen by the host. A hook that fails before the container is made fails the create; a later one costs a warning, as the OCI
+//! specification has it.
 
 use std::collections::BTreeMap;
 use std::io;

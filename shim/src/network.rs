@@ -1,9 +1,14 @@
-//! The network namespace of a sandbox, where the bundle names one.
+//! The network namespace of a sandbox: the one that the bundle names, or a new one, in which nothing is.
 //!
-//! The supervisor enters it before it starts the VMM, so that both are where engines look for a container's network. Guests have
-//! loopback only: a namespace that has more is refused. Ways to fail: it is none, or it has an interface.
+//! The supervisor enters a named one before it starts the VMM, so that both are where engines look for a container's network. Guests have
+//! loopback only. What an engine, a hook or a plugin has set up in the namespace would never reach the container: an interface with
+//! a network is refused, at create and at start. One that has none yet is not: some kernels put unused tunnels into every namespace.
+//! Ways to fail: it is no namespace, it is the host's, or it has such an interface.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::sched::CloneFlags;
@@ -13,41 +18,85 @@ use crate::spec::SpecError;
 /// The interface that every namespace has.
 const LOOPBACK: &str = "lo";
 
+/// What is to be done about a network that a guest does not have.
+const REMEDY: &str = "a guest has no network but loopback; use a network of the kind none";
+
 /// Moves this thread, and what it will start, into the namespace.
 pub(crate) fn enter(path: &Path) -> Result<(), SpecError> {
-    let failed = |source| SpecError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    if identity(path)? == identity(Path::new("/proc/thread-self/ns/net"))? {
+        return Err(SpecError::Refused {
+            what: "the host's network namespace".to_owned(),
+            why: REMEDY,
+        });
+    }
+    let failed = |source| unreadable(path, source);
     let namespace = File::open(path).map_err(failed)?;
     nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
-    let devices = fs::read_to_string("/proc/thread-self/net/dev").map_err(failed)?;
-    match interfaces(&devices).find(|name| *name != LOOPBACK) {
+    refuse_networks(Path::new("/proc/thread-self/net"))
+}
+
+/// Refuses a network in the namespace of the process `pid`.
+pub(crate) fn check(pid: i32) -> Result<(), SpecError> {
+    refuse_networks(Path::new(&format!("/proc/{pid}/net")))
+}
+
+fn refuse_networks(net: &Path) -> Result<(), SpecError> {
+    let read = |name: &str| {
+        let path = net.join(name);
+        match fs::read_to_string(&path) {
+            // A kernel without IPv6, or without IPv4.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            text => text.map_err(|source| unreadable(&path, source)),
+        }
+    };
+    let (routes, addresses) = (read("route")?, read("if_inet6")?);
+    match interfaces(&routes, &addresses).first() {
         None => Ok(()),
         Some(name) => Err(SpecError::Refused {
-            what: format!(
-                "the interface {name} of the network namespace {}",
-                path.display()
-            ),
-            why: "a guest has no network but loopback; use a namespace without interfaces",
+            what: format!("the network interface {name} of the container"),
+            why: REMEDY,
         }),
     }
 }
 
-/// The names in a `/proc/net/dev` (pure).
-fn interfaces(devices: &str) -> impl Iterator<Item = &str> {
-    let lines = devices.lines().filter_map(|line| line.split_once(':'));
-    lines.map(|(name, _)| name.trim())
+fn identity(namespace: &Path) -> Result<(u64, u64), SpecError> {
+    let metadata = fs::metadata(namespace).map_err(|source| unreadable(namespace, source))?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn unreadable(path: &Path, source: io::Error) -> SpecError {
+    SpecError::Read {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The interfaces with a network, by a `/proc/net/route` and a `/proc/net/if_inet6` (pure).
+fn interfaces<'a>(routes: &'a str, addresses: &'a str) -> BTreeSet<&'a str> {
+    let version_4 = routes.lines().skip(1).map(str::split_whitespace);
+    let version_6 = addresses.lines().map(str::split_whitespace);
+    version_4
+        .filter_map(|mut words| words.next())
+        .chain(version_6.filter_map(|mut words| words.nth(5)))
+        .filter(|name| *name != LOOPBACK)
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const ROUTES: &str = "Iface\tDestination\tGateway \tFlags\neth0\t00000000\t0101A8C0\t0003\n";
+    const ADDRESSES: &str = "00000000000000000000000000000001 01 80 10 80       lo\n\
+        fe80000000000000505400fffe123456 02 40 20 80     net1\n";
+
     #[test]
-    fn interfaces_are_found_below_the_header() {
-        let devices = "Inter-|   Receive\n face |bytes\n    lo: 0 0\n  eth0: 1 2\n";
-        assert_eq!(interfaces(devices).collect::<Vec<_>>(), ["lo", "eth0"]);
+    fn interfaces_with_a_network_are_found_but_loopback() {
+        let found: Vec<_> = interfaces(ROUTES, ADDRESSES).into_iter().collect();
+        assert_eq!(found, ["eth0", "net1"]);
+        let header = ROUTES.lines().next().unwrap();
+        assert!(interfaces(header, ADDRESSES.lines().next().unwrap()).is_empty());
+        assert!(interfaces("", "").is_empty());
     }
 
     #[test]

@@ -297,7 +297,7 @@ impl Sandbox {
     /// The hooks of a container, with the state to give them; an exec has none.
     fn hooks(&self, key: &ProcessKey, status: Status) -> Result<(Hooks, HookState), TaskError> {
         let container = self.container(&key.container)?;
-        let pid = self.machine()?.vm.process.pid;
+        let pid = self.machine()?.pid;
         let (hooks, state) = container.hooks(&key.container, status, pid);
         Ok((
             if key.is_init() {

@@ -1,6 +1,8 @@
 //! Namespaces of a container, inside its VM.
 
-use harness::{Bundle, Runtime};
+use std::fs;
+
+use harness::{Background, Bundle, Runtime};
 use serde_json::json;
 
 fn run(bundle: &Bundle) -> harness::Output {
@@ -16,6 +18,18 @@ fn its_first_process_is_number_one() {
 fn network_has_loopback_only() {
     run(&Bundle::busybox().shell("ls /sys/class/net; cat /sys/class/net/lo/flags"))
         .assert_prints("lo\n0x9\n");
+}
+
+#[test]
+fn network_behind_the_pid_is_not_the_hosts() {
+    let runtime = Runtime::from_environment();
+    let container = Background::created(&runtime, Bundle::busybox());
+    let process = format!("/proc/{}", container.state()["pid"]);
+    let namespace = fs::read_link(format!("{process}/ns/net")).unwrap();
+    assert_ne!(namespace, fs::read_link("/proc/self/ns/net").unwrap());
+    let routes = fs::read_to_string(format!("{process}/net/route")).unwrap();
+    assert_eq!(routes.lines().nth(1), None, "{routes}");
+    container.remove();
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn they_are_listed_as_ps_does() {
 }
 
 #[test]
-fn their_numbers_are_an_array() {
+fn their_numbers_are_the_hosts() {
     let runtime = Runtime::from_environment();
     let mut container = Background::started(&runtime, Bundle::busybox().shell(SCRIPT));
     container.wait_for("up\n");
@@ -37,6 +37,11 @@ fn their_numbers_are_an_array() {
     output.assert_status(0);
     let pids: Vec<u32> = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(pids.len(), 2);
+    assert_eq!(container.state()["pid"], pids[0]);
+    for pid in pids {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(status.contains(&container.id), "{pid} is in {status}");
+    }
     container.remove();
 }
 

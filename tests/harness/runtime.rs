@@ -76,6 +76,12 @@ impl Runtime {
         &self.executable
     }
 
+    /// Its absolute path, for engines that take no name.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        Path::new("/usr/sbin").join(&self.executable)
+    }
+
     /// Its state directory.
     #[must_use]
     pub fn root(&self) -> PathBuf {
@@ -328,7 +334,7 @@ pub(crate) fn read_until(from: &mut impl Read, text: &str) {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+pub(crate) fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         from.read_to_end(&mut bytes).unwrap();

@@ -1,6 +1,10 @@
-//! `husk ps`: the processes of a container, which are the guest's. Numbers are those of the guest's first pid namespace.
+//! `husk ps`: the processes of a container.
 //!
-//! What the guest says is for a person's terminal: it is shown without control characters.
+//! A person wants to know what runs in the guest: the table is about the guest's processes, with the numbers of its first pid namespace.
+//! What the guest says is for a terminal: it is shown without control characters.
+//!
+//! An engine looks the numbers up among the processes of its host, where the guest's would be somebody else's: the array names the
+//! processes of the host that are the container, its supervisor and its VMM.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -24,7 +28,8 @@ const HEADER: &str = "UID        PID  PPID  C STIME TTY          TIME CMD\n";
 
 /// List the processes of a container
 ///
-/// The table is that of `ps -ef`. Process ids and users are the guest's; times are UTC.
+/// The table is that of `ps -ef`. Process ids and users are the guest's; times are UTC. Engines ask for an array; it names the
+/// processes on this host that the container is made of.
 #[derive(Debug, clap::Args)]
 pub(super) struct PsArgs {
     /// How to print them
@@ -46,7 +51,7 @@ enum Format {
     /// A line per process
     #[default]
     Table,
-    /// An array of process ids
+    /// An array of the ids of the container's processes on this host
     Json,
 }
 
@@ -54,16 +59,18 @@ enum Format {
 pub(super) fn run(options: &Options, args: &PsArgs) -> Result<ExitCode, Failure> {
     let format = format(args)?;
     let state = record::state(options, &args.id)?;
-    let processes = match state.status {
-        Status::Stopped => Vec::new(),
-        _ => block_on(processes(options, &args.id))?,
-    };
+    let stopped = state.status == Status::Stopped;
     match format {
-        Format::Table => print!("{}", table(&processes, now_ns())),
-        Format::Json => {
-            let pids: Vec<u32> = processes.iter().map(|process| process.pid).collect();
-            println!("{}", serde_json::to_string(&pids)?);
+        Format::Table if stopped => print!("{HEADER}"),
+        Format::Table => {
+            let processes = block_on(processes(options, &args.id))?;
+            print!("{}", table(&processes, now_ns()));
         }
+        Format::Json if stopped => println!("[]"),
+        Format::Json => println!(
+            "{}",
+            serde_json::to_string(&record::pids(options, &args.id)?)?
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -54,6 +54,14 @@ pub(super) fn state(options: &Options, id: &str) -> Result<State, StateError> {
         .ok_or_else(|| StateError::NotFound(id.to_owned()))
 }
 
+/// The processes of this host that container `id` is made of.
+pub(super) fn pids(options: &Options, id: &str) -> Result<Vec<i32>, StateError> {
+    let record = StateDir::open(&options.root, id)?.read()?;
+    let record = record.ok_or_else(|| StateError::NotFound(id.to_owned()))?;
+    let processes = [Some(record.supervisor), record.vmm].into_iter().flatten();
+    Ok(processes.map(|process| process.pid).collect())
+}
+
 /// The states of all containers, by id.
 pub(super) fn all(options: &Options) -> Result<Vec<State>, StateError> {
     let mut states = Vec::new();

@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -50,6 +50,8 @@ pub(super) fn start(options: &Options, exec: Background<'_>) -> anyhow::Result<E
         rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
     }
     let mut command = Command::new("/proc/self/exe");
+    // As it is to be seen among the processes of the host.
+    command.arg0("husk");
     command.args(options.to_args()?).arg("exec");
     command.args(["--report-to", &report.as_raw_fd().to_string()]);
     command.args(["--process", &path_of(process.as_raw_fd())]);

@@ -85,20 +85,18 @@ async fn make(
     let mut stopped = begun.hook_state.clone();
     stopped.status = Status::Stopped;
     let made = async {
-        let streams = make_in_guest(&begun, &request, split).await?;
-        if let Some(face) = begun.face {
+        // Hooks are to find the container behind its pid.
+        if let Some(face) = &begun.face {
             face.show(view).await.map_err(RootfsError::View)?;
         }
-        Ok(streams)
+        make_in_guest(&begun, &request, split).await
     };
     match made.await {
         Ok(streams) => Ok((files, streams)),
         Err(e) => {
             files.remove();
-            // What the hooks before the one that failed have made is cleaned up by these.
-            if matches!(e, TaskError::Hook(_)) {
-                hooks::run_anyway(&poststop, &stopped).await;
-            }
+            // What other hooks have made is cleaned up by these.
+            hooks::run_anyway(&poststop, &stopped).await;
             Err(e)
         }
     }
@@ -112,6 +110,9 @@ async fn make_in_guest(
     let outside = Outside::open(&request.stdio).map_err(crate::stdio::StdioError::from)?;
     let agent = begun.machine.agent().await?;
     hooks::run(&split.host.hooks.create, &begun.hook_state).await?;
+    if begun.face.is_some() {
+        network::check(begun.machine.pid)?;
+    }
     let control = &begun.machine.vm.control;
     let streams = ProcessStreams::open(control, begun.ids, outside).await?;
     match agent
@@ -179,8 +180,7 @@ impl Sandbox {
         }
         let ids = self.stream_ids.take(&stdio);
         let container = Container::new(bundle, stdio, host);
-        let pid = machine.vm.process.pid;
-        let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);
+        let (_, hook_state) = container.hooks(&key.container, Status::Creating, machine.pid);
         self.containers.insert(key.container.clone(), container);
         self.save();
         Ok(Begun {

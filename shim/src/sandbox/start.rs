@@ -1,8 +1,9 @@
 //! Start: the program of a created process is executed.
 
-use super::{Handle, Machine, Sandbox, TaskError};
+use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::events::Event;
 use crate::hooks;
+use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::state::Status;
 
@@ -40,6 +41,10 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
 impl Sandbox {
     fn begin_start(&mut self, key: &ProcessKey) -> Result<Machine, TaskError> {
         let machine = self.machine_for(key, &[Phase::Created])?;
+        if matches!(self.reported_pid, ReportedPid::Supervisor(_)) && key.is_init() {
+            // Engines may set up a network between create and start.
+            network::check(machine.pid)?;
+        }
         self.process_mut(key)?.phase = Phase::Starting;
         Ok(machine)
     }

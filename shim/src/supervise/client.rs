@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -61,6 +62,8 @@ pub(crate) enum StartError {
 /// Starts a supervisor in the background and connects to it.
 pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError> {
     let mut command = Command::new("/proc/self/exe");
+    // As it is to be seen among the processes of the host.
+    command.arg0("husk");
     command
         .args(args.options.to_args().map_err(StartError::Spawn)?)
         .args(["serve", args.id])

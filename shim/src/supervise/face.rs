@@ -1,14 +1,14 @@
 //! What the rest of the host sees of a container behind the pid that is reported for it: a mount namespace with the container's root
-//! file system and volumes, and nothing of the host's.
+//! file system and volumes, the container's network namespace, and nothing of the host's.
 //!
 //! ```text
 //!   main thread     waits ── a container is made ─► enters the container's view ── waits ─► ends with the other one's result
 //!   second thread   the supervisor, with the host's view ─────────────────────────────────► ends
 //! ```
 //!
-//! Engines enter the mount namespace of a running container to copy files (`podman cp`), and that of a process is its main thread's. The
-//! guest's own file systems (tmpfs, proc, sysfs) are not in there. Ways to fail: the kernel refuses a mount; then there is no
-//! container.
+//! Engines enter the mount namespace of a running container to copy files (`podman cp`), and their hooks set up what they find behind
+//! `/proc/PID/ns/net`; the namespaces of a process are its main thread's. The guest's own file systems (tmpfs, proc, sysfs) are not
+//! in there. Ways to fail: the kernel refuses a namespace or a mount; then there is no container.
 
 use std::fs::File;
 use std::io;
@@ -33,7 +33,7 @@ pub(crate) struct View {
     pub(crate) rootfs: PathBuf,
     /// Where each volume is mounted, and where it is in the container.
     pub(crate) volumes: Vec<(PathBuf, PathBuf)>,
-    /// The network namespace, unless it is the host's.
+    /// The network namespace; without one, a new one.
     pub(crate) network: Option<PathBuf>,
     /// A directory to build it on.
     pub(crate) staging: PathBuf,
@@ -69,10 +69,11 @@ pub(super) fn while_shown<T: Send + 'static>(
         .map_err(|_| io::Error::other("the supervisor panicked"))
 }
 
-/// Makes this thread's mount namespace one of its own, with nothing but `view`.
+/// Makes this thread's namespaces those of the container, with nothing but `view`.
 fn enter(view: &View) -> io::Result<()> {
-    if let Some(path) = &view.network {
-        nix::sched::setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?;
+    match &view.network {
+        Some(path) => nix::sched::setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?,
+        None => nix::sched::unshare(CloneFlags::CLONE_NEWNET)?,
     }
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     // What goes from here must not go from the supervisor's namespace.

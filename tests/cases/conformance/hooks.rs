@@ -53,6 +53,7 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
     assert_eq!(names(&log)[..4], ["a1", "a2", "b1", "b2"]);
     container.call(&["start"]).assert_status(0);
     assert_eq!(names(&log)[4..], ["e1", "e2"]);
+    let pid = container.state()["pid"].clone();
     container.kill("KILL").assert_status(0);
     container.until_stopped();
     assert_eq!(names(&log).len(), 6);
@@ -71,7 +72,7 @@ fn they_run_in_order_and_in_time_with_the_state_on_standard_input() {
         };
         assert_eq!(state["status"], status, "{name}: {state}");
         if status != "stopped" {
-            assert!(state["pid"].as_i64().unwrap() > 0, "{name}: {state}");
+            assert_eq!(state["pid"], pid, "{name}: {state}");
         }
     }
 }
