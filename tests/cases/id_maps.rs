@@ -56,6 +56,9 @@ fn a_mount_takes_the_map_of_the_containers_user_namespace() {
         .with("/linux/gidMappings", map)
         .mount(bind(host.path(), "/mapped", &["rbind", "ridmap"]))
         .mount(bind(host.path(), "/plain", &["rbind"]));
+    for name in ["mapped", "plain"] {
+        std::fs::create_dir(bundle.rootfs().join(name)).unwrap();
+    }
     run(&bundle).assert_prints("0\n0\nnot mine\n");
     let made = std::fs::metadata(host.path().join("new")).unwrap();
     assert_eq!(made.uid(), 0);

@@ -17,8 +17,8 @@ use ttrpc::context::{Context, with_duration, with_timeout};
 use crate::inspect::InspectClient;
 use crate::supervise::Supervisor;
 
-/// How long an order that needs nothing but the supervisor may take.
-const SHORT: Duration = Duration::from_secs(10);
+/// How long a supervisor may take for an order. It gives up a guest that hangs well before, and says so.
+const ORDER: Duration = Duration::from_secs(30);
 
 /// Why the supervisor did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -182,7 +182,7 @@ impl Task {
             all,
             ..Default::default()
         };
-        let reply = self.client.kill(with_duration(SHORT), &request).await;
+        let reply = self.client.kill(with_duration(ORDER), &request).await;
         reply.map(drop).map_err(task_error)
     }
 
@@ -195,7 +195,7 @@ impl Task {
             height: rows.into(),
             ..Default::default()
         };
-        let reply = self.client.resize_pty(with_duration(SHORT), &request).await;
+        let reply = self.client.resize_pty(with_duration(ORDER), &request).await;
         reply.map(drop).map_err(task_error)
     }
 
@@ -276,7 +276,7 @@ impl Task {
             now: true,
             ..Default::default()
         };
-        let reply = self.client.shutdown(with_duration(SHORT), &request).await;
+        let reply = self.client.shutdown(with_duration(ORDER), &request).await;
         reply.map(drop).map_err(task_error)
     }
 }
