@@ -71,6 +71,8 @@ impl Containerd {
             runtime.to_str().unwrap(),
             "--runc-root",
             root.to_str().unwrap(),
+            "--env",
+            "PATH=/bin",
             "--rootfs",
         ];
         self.call(&[&own, options, &[rootfs.to_str().unwrap(), id], command].concat())
