@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const RULES: &str = "seccomp/x86_64.json";
 const MAKER: &str = "devices";
-const WORKERS: &[&str] = &["vsock", "fs", "console", "rng"];
+const WORKERS: &[&str] = &["vsock", "fs", "console", "rng", "mem"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={RULES}");

@@ -6,6 +6,7 @@ mod cgroup;
 mod child;
 mod cmdline;
 mod container;
+mod cpus;
 #[expect(unsafe_code, reason = "ioctls of the random device")]
 mod entropy;
 mod init;

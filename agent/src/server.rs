@@ -4,8 +4,9 @@ use std::sync::{Mutex, PoisonError};
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateContainerResponse,
-    CreateProcessRequest, Empty, Event, PidsResponse, ProcessRequest, ProcessesResponse,
-    ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, Streams, UpdateRequest,
+    CreateProcessRequest, Empty, Event, OnlineCpusRequest, PidsResponse, ProcessRequest,
+    ProcessesResponse, ResizePtyRequest, SignalRequest, StartResponse, StatsResponse, Streams,
+    UpdateRequest,
 };
 use agent_api::agent_ttrpc::Agent;
 use async_trait::async_trait;
@@ -13,6 +14,7 @@ use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 use ttrpc::{Code, get_status};
 
 use crate::cgroup::LimitError;
+use crate::cpus::{self, CpusError};
 use crate::machine::{self, MachineError};
 use crate::plan::WindowSize;
 use crate::report::FailureKind;
@@ -43,6 +45,21 @@ impl Agent for Server {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
         if self.own_machine {
             machine::configure(&request).map_err(machine_error)?;
+        }
+        Ok(Empty::default())
+    }
+
+    async fn online_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: OnlineCpusRequest,
+    ) -> ttrpc::Result<Empty> {
+        if self.own_machine {
+            // A CPU that goes hands its tasks over first, which takes its time.
+            let switched = tokio::task::spawn_blocking(move || cpus::online(request.count)).await;
+            switched
+                .map_err(|error| status(Code::INTERNAL, error))?
+                .map_err(cpus_error)?;
         }
         Ok(Empty::default())
     }
@@ -369,6 +386,20 @@ fn error(error: SandboxError) -> ttrpc::Error {
 )]
 fn machine_error(error: MachineError) -> ttrpc::Error {
     status(Code::INTERNAL, chain(&error))
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err wants"
+)]
+fn cpus_error(error: CpusError) -> ttrpc::Error {
+    let code = match &error {
+        CpusError::Count { .. } => Code::INVALID_ARGUMENT,
+        CpusError::Read { .. } | CpusError::List { .. } | CpusError::Switch { .. } => {
+            Code::INTERNAL
+        }
+    };
+    status(code, chain(&error))
 }
 
 /// The error and its sources, in one line: the wire carries text only.

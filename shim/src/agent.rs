@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use agent_api::agent::{
     ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
-    ProcessInfo, ProcessRequest, ResizePtyRequest, SignalRequest, StatsResponse, Streams,
-    UpdateRequest, WindowSize,
+    OnlineCpusRequest, ProcessInfo, ProcessRequest, ResizePtyRequest, SignalRequest, StatsResponse,
+    Streams, UpdateRequest, WindowSize,
 };
 use agent_api::agent_ttrpc::AgentClient;
 use protobuf::MessageField;
@@ -25,7 +25,7 @@ use ttrpc::context::Context;
 use crate::process::ProcessKey;
 use crate::state::now_ns;
 
-/// Making and starting containers: many file operations over the share, on a host that may be slow.
+/// Making and starting containers, and switching CPUs: much work for a guest, on a host that may be slow.
 const WORK_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Everything that the agent answers from what it has at hand.
@@ -82,6 +82,16 @@ impl Agent {
             ..Default::default()
         };
         within(QUICK_TIMEOUT, self.client.configure(unbounded(), &request)).await?;
+        Ok(())
+    }
+
+    /// Brings so many of the guest's CPUs online and parks the others.
+    pub(crate) async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
+        let request = OnlineCpusRequest {
+            count: count.into(),
+            ..Default::default()
+        };
+        within(WORK_TIMEOUT, self.client.online_cpus(unbounded(), &request)).await?;
         Ok(())
     }
 

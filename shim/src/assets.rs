@@ -140,8 +140,7 @@ mod tests {
             vmm: dir.join("vmm"),
             kernel: dir.join("vmlinux"),
             initrd: dir.join("initrd.cpio"),
-            memory_mib: 64,
-            vcpus: 1,
+            size: crate::spec::ConfiguredSize::default(),
             agent_timeout: std::time::Duration::from_secs(1),
         }
     }

@@ -18,6 +18,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Deserialize;
 
+use crate::spec::ConfiguredSize;
+
 /// The configuration file that is read when `--config` names no other; it need not exist.
 const CONFIG_FILE: &str = "/etc/husk/config.toml";
 
@@ -106,10 +108,8 @@ pub(crate) struct Config {
     pub(crate) kernel: PathBuf,
     /// The guest's initrd, an uncompressed cpio archive with the agent as `/init`.
     pub(crate) initrd: PathBuf,
-    /// Guest memory, MiB.
-    pub(crate) memory_mib: u32,
-    /// vCPUs of a guest.
-    pub(crate) vcpus: u8,
+    /// Memory and vCPUs of a guest.
+    pub(crate) size: ConfiguredSize,
     /// How long a guest may take from power-on to the agent's call.
     pub(crate) agent_timeout: Duration,
 }
@@ -147,7 +147,9 @@ struct File {
     kernel: Option<PathBuf>,
     initrd: Option<PathBuf>,
     memory_mib: Option<u32>,
+    memory_max_mib: Option<u32>,
     vcpus: Option<u8>,
+    vcpus_max: Option<u8>,
     agent_timeout_s: Option<u32>,
 }
 
@@ -185,13 +187,26 @@ impl Config {
             key,
             least,
         };
-        let memory_mib = file.memory_mib.unwrap_or(512);
-        if memory_mib < MEMORY_LEAST_MIB {
+        let size = ConfiguredSize {
+            memory_mib: file.memory_mib.unwrap_or(512),
+            memory_max_mib: file.memory_max_mib,
+            vcpus: file.vcpus.unwrap_or(1),
+            vcpus_max: file.vcpus_max,
+        };
+        if size.memory_mib < MEMORY_LEAST_MIB {
             return Err(too_small("memory_mib", MEMORY_LEAST_MIB));
         }
-        let vcpus = file.vcpus.unwrap_or(1);
-        if vcpus == 0 {
+        if size
+            .memory_max_mib
+            .is_some_and(|most| most < size.memory_mib)
+        {
+            return Err(too_small("memory_max_mib", size.memory_mib));
+        }
+        if size.vcpus == 0 {
             return Err(too_small("vcpus", 1));
+        }
+        if size.vcpus_max.is_some_and(|most| most < size.vcpus) {
+            return Err(too_small("vcpus_max", size.vcpus.into()));
         }
         let agent_timeout_s = file.agent_timeout_s.unwrap_or(60);
         if agent_timeout_s == 0 {
@@ -208,8 +223,7 @@ impl Config {
             initrd: file
                 .initrd
                 .unwrap_or_else(|| prefix.join("share/husk/initrd.cpio")),
-            memory_mib,
-            vcpus,
+            size,
             agent_timeout: Duration::from_secs(agent_timeout_s.into()),
         })
     }
@@ -244,15 +258,28 @@ mod tests {
             config.initrd,
             Path::new("/usr/local/share/husk/initrd.cpio")
         );
-        assert_eq!((config.memory_mib, config.vcpus), (512, 1));
+        assert_eq!((config.size.memory_mib, config.size.vcpus), (512, 1));
+        assert_eq!(
+            (config.size.memory_max_mib, config.size.vcpus_max),
+            (None, None)
+        );
         assert_eq!(config.agent_timeout, Duration::from_secs(60));
     }
 
     #[test]
     fn settings_of_the_file_win() {
-        let config = parse("kernel = \"/k\"\nmemory_mib = 128\nvcpus = 4\n").unwrap();
+        let config = parse(
+            "kernel = \"/k\"\nmemory_mib = 128\nmemory_max_mib = 256\nvcpus = 4\nvcpus_max = 8\n",
+        )
+        .unwrap();
         assert_eq!(config.kernel, Path::new("/k"));
-        assert_eq!((config.memory_mib, config.vcpus), (128, 4));
+        let size = ConfiguredSize {
+            memory_mib: 128,
+            memory_max_mib: Some(256),
+            vcpus: 4,
+            vcpus_max: Some(8),
+        };
+        assert_eq!(config.size, size);
     }
 
     #[test]

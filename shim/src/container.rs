@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::ContainerFiles;
-use crate::spec::HostPart;
+use crate::spec::{Demand, HostPart};
 use crate::state::{ContainerRecord, Status, now_ns};
 use crate::stdio::Stdio;
 
@@ -29,6 +29,8 @@ pub(crate) struct Container {
     /// Once they are mounted.
     pub(crate) files: Option<ContainerFiles>,
     pub(crate) freezer: Freezer,
+    /// What it may use of the VM.
+    pub(crate) demand: Demand,
     rootfs: PathBuf,
     hooks: Hooks,
     annotations: BTreeMap<String, String>,
@@ -54,6 +56,7 @@ impl Container {
             execs: BTreeMap::new(),
             files: None,
             freezer: Freezer::Thawed,
+            demand: host.demand,
             hooks: host.hooks.clone(),
             annotations: host.annotations.clone(),
             created_ns: now_ns(),

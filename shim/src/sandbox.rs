@@ -17,7 +17,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::agent::{Agent, AgentError};
 use crate::cgroup::Cgroup;
@@ -27,7 +27,7 @@ use crate::events::{Event, Events};
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::Share;
-use crate::spec::{HostPart, VmSize};
+use crate::spec::{Extent, HostPart, VmSize};
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
 use crate::supervise::Face;
@@ -91,8 +91,10 @@ pub(crate) enum ReportedPid {
 #[derive(Clone, Debug)]
 struct Machine {
     vm: Vm,
-    /// What it was made with; it stays so.
+    /// What it was made with, and how far it can go.
     size: VmSize,
+    /// How far it has gone. Held while it changes, so that it does so once at a time.
+    extent: Arc<Mutex<Extent>>,
     /// See [`ReportedPid`].
     pid: i32,
     cgroup: Option<Cgroup>,

@@ -26,7 +26,7 @@ mod refuse;
 mod size;
 mod vm;
 
-pub(crate) use size::{Demand, HostSize, SizeError, VmSize};
+pub(crate) use size::{ConfiguredSize, Demand, Extent, HostSize, SizeError, VmSize};
 use vm::Asked;
 
 /// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.

@@ -447,6 +447,7 @@ mod tests {
             id: "test".into(),
             cpus: vmm_api::Cpus { boot: 1, max: 1 },
             memory_mib: 64,
+            memory_max_mib: 64,
             kernel: "/none".into(),
             initrd: "/none".into(),
             cmdline: Vec::new(),

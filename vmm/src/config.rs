@@ -1,11 +1,13 @@
 //! `VmConfig` → [`Plan`]: every check and every default (pure).
 
+use std::ops::Range;
 use std::path::PathBuf;
 
-use vmm_api::{Cpus, Jail, Share, VmConfig, Vsock};
+use vmm_api::{Cpus, Jail, MEMORY_BLOCK_MIB, Share, VmConfig, Vsock};
+use vmm_virtio::mem::BLOCK_BYTES;
 
 use crate::boot::cmdline::{self, CmdlineError};
-use crate::layout::Slot;
+use crate::layout::{self, Slot};
 
 /// A configuration is a page of JSON; a longer document is not one.
 pub const CONFIG_MAX_BYTES: u64 = 1 << 20;
@@ -41,6 +43,14 @@ pub enum ConfigError {
     /// More memory than there is.
     #[error("memory_mib {mib}: the host has {host_mib}")]
     MemoryTooLarge {
+        /// What was asked for.
+        mib: u32,
+        /// What there is.
+        host_mib: u64,
+    },
+    /// More memory to come than there is.
+    #[error("memory_max_mib {mib}: the host has {host_mib}")]
+    MemoryMaxTooLarge {
         /// What was asked for.
         mib: u32,
         /// What there is.
@@ -88,8 +98,10 @@ pub struct Shared {
 pub struct Plan {
     /// vCPUs.
     pub cpus: Cpus,
-    /// Guest memory, a multiple of 1 MiB.
+    /// Guest memory at boot, a multiple of 1 MiB.
     pub memory_bytes: u64,
+    /// Guest addresses of the memory that it can gain, whole blocks; empty when there are none.
+    pub region: Range<u64>,
     /// The kernel's file.
     pub kernel: PathBuf,
     /// The initrd's file.
@@ -111,7 +123,11 @@ impl Plan {
         if boot == 0 || boot > max || max > VCPUS_MAX {
             return Err(ConfigError::Cpus { boot, max });
         }
-        check_memory(config.memory_mib, host_mib)?;
+        check_memory(&config, host_mib)?;
+        let memory_bytes = u64::from(config.memory_mib) << 20;
+        let more_mib = config.memory_max_mib.saturating_sub(config.memory_mib);
+        let more = u64::from(more_mib / MEMORY_BLOCK_MIB) * BLOCK_BYTES;
+        let region = layout::region(memory_bytes, more);
         let cid = config.vsock.cid;
         if cid < CID_MIN || cid == u32::MAX {
             return Err(ConfigError::Cid { cid });
@@ -124,12 +140,13 @@ impl Plan {
             .map(|share| shared(share, config.jail))
             .transpose()?;
         let online = (boot < max).then_some(boot);
-        let slots = slots(share.is_some());
+        let slots = slots(share.is_some(), !region.is_empty());
         let cmdline =
             cmdline::compose(&slots, online, &config.cmdline).map_err(ConfigError::Cmdline)?;
         Ok(Self {
             cpus: config.cpus,
-            memory_bytes: u64::from(config.memory_mib) << 20,
+            memory_bytes,
+            region,
             kernel: config.kernel,
             initrd: config.initrd,
             cmdline,
@@ -140,12 +157,17 @@ impl Plan {
     }
 }
 
-fn check_memory(mib: u32, host_mib: u64) -> Result<(), ConfigError> {
+fn check_memory(config: &VmConfig, host_mib: u64) -> Result<(), ConfigError> {
+    let mib = config.memory_mib;
     if mib < MEMORY_MIN_MIB {
         return Err(ConfigError::MemoryTooSmall { mib });
     }
     if u64::from(mib) > host_mib {
         return Err(ConfigError::MemoryTooLarge { mib, host_mib });
+    }
+    let mib = config.memory_max_mib;
+    if u64::from(mib) > host_mib {
+        return Err(ConfigError::MemoryMaxTooLarge { mib, host_mib });
     }
     Ok(())
 }
@@ -164,11 +186,13 @@ fn shared(share: Share, jail: Jail) -> Result<Shared, ConfigError> {
 }
 
 /// The slots that have a device.
-fn slots(share: bool) -> Vec<Slot> {
-    Slot::ALL
-        .into_iter()
-        .filter(|slot| share || *slot != Slot::Fs)
-        .collect()
+fn slots(share: bool, region: bool) -> Vec<Slot> {
+    let has_device = |slot: &Slot| match slot {
+        Slot::Fs => share,
+        Slot::Mem => region,
+        Slot::Vsock | Slot::Console | Slot::Rng => true,
+    };
+    Slot::ALL.into_iter().filter(has_device).collect()
 }
 
 #[cfg(test)]
@@ -180,6 +204,7 @@ mod tests {
             id: "test".into(),
             cpus: Cpus { boot: 1, max: 2 },
             memory_mib: 128,
+            memory_max_mib: 0,
             kernel: "k".into(),
             initrd: "i".into(),
             cmdline: vec!["--".into(), "x".into()],
@@ -225,6 +250,23 @@ mod tests {
     }
 
     #[test]
+    fn machine_that_can_grow_has_a_region_of_whole_blocks() {
+        let grown = |memory_max_mib| {
+            let config = VmConfig {
+                memory_max_mib,
+                ..config()
+            };
+            let plan = Plan::new(config, 1000).unwrap();
+            (plan.region, plan.cmdline.contains("0xd0004000"))
+        };
+        assert_eq!(grown(133), (4 << 30..(4 << 30) + (4 << 20), true));
+        for none in [0, 1, 128, 129] {
+            let (region, slot) = grown(none);
+            assert!(region.is_empty() && !slot);
+        }
+    }
+
+    #[test]
     fn nonsense_is_refused_with_the_fields_name() {
         assert!(refusal(|c| c.cpus = Cpus { boot: 0, max: 2 }).starts_with("cpus: "));
         assert!(refusal(|c| c.cpus = Cpus { boot: 3, max: 2 }).starts_with("cpus: "));
@@ -233,6 +275,10 @@ mod tests {
         assert_eq!(
             refusal(|c| c.memory_mib = 1001),
             "memory_mib 1001: the host has 1000"
+        );
+        assert_eq!(
+            refusal(|c| c.memory_max_mib = 1001),
+            "memory_max_mib 1001: the host has 1000"
         );
         assert!(refusal(|c| c.vsock.cid = 2).starts_with("vsock.cid 2"));
         assert!(refusal(|c| c.vsock.host_ports = vec![1; 65]).starts_with("vsock.host_ports"));

@@ -15,6 +15,8 @@ use rustix::net::{
 };
 use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, StopReason};
 
+use vmm_virtio::mem;
+
 use crate::machine::Machine;
 use crate::vcpu::VcpuError;
 
@@ -76,22 +78,29 @@ type Packet = (Request, Option<OwnedFd>);
 impl Control {
     fn run(&mut self) -> Result<StopReason, ControlError> {
         loop {
-            let mut files = [
+            let mut files = vec![
                 PollFd::new(&self.socket, PollFlags::IN),
                 PollFd::new(self.machine.ending().event(), PollFlags::IN),
                 PollFd::new(self.machine.vsock().event(), PollFlags::IN),
             ];
+            let resized = self.machine.mem().map(mem::Host::event);
+            files.extend(resized.map(|event| PollFd::new(event, PollFlags::IN)));
             match poll(&mut files, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(ControlError::Wait(error.into())),
             }
-            let [command, ended, accepted] = files.map(|file| !file.revents().is_empty());
+            let mut ready = files.iter().map(|file| !file.revents().is_empty());
+            let [command, ended, accepted, resized] =
+                [(); 4].map(|()| ready.next().unwrap_or(false));
             if ended && let Some(how) = self.machine.ending().take() {
                 return how.map_err(ControlError::Vcpu);
             }
             if accepted {
                 self.hand_over_accepted()?;
+            }
+            if resized {
+                self.tell_resized()?;
             }
             if command && self.command()? {
                 return Ok(StopReason::Stopped);
@@ -129,6 +138,10 @@ impl Control {
             Command::Pause => self.machine.pause(),
             Command::Resume if running => return Err(refuse("the machine is running already")),
             Command::Resume => self.machine.resume(),
+            Command::Resize { memory_mib } => self
+                .machine
+                .resize(*memory_mib)
+                .map_err(|error| refuse(&chain(&error)))?,
             Command::Stats => return Ok(Reply::Stats(self.machine.stats())),
             Command::Stop => {}
         }
@@ -140,6 +153,18 @@ impl Control {
         while let Some((port, stream)) = self.machine.vsock().accepted() {
             let event = Message::Event(Event::Accepted { port });
             self.send(&event, Some(stream.as_fd()))?;
+        }
+        Ok(())
+    }
+
+    /// Tells the supervisor that the guest has the memory that it was to have.
+    fn tell_resized(&self) -> Result<(), ControlError> {
+        let Some(mem) = self.machine.mem() else {
+            return Ok(());
+        };
+        if mem.event().clear().map_err(ControlError::Wait)? {
+            let memory_mib = self.machine.memory_mib();
+            self.send(&Message::Event(Event::Resized { memory_mib }), None)?;
         }
         Ok(())
     }
@@ -165,6 +190,17 @@ fn refuse(message: &str) -> ReplyError {
     ReplyError {
         message: message.to_owned(),
     }
+}
+
+/// An error with its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line = format!("{line}: {cause}");
+        source = cause.source();
+    }
+    line
 }
 
 /// Receives one packet. None at the end of file.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_virtio::console::Console;
 use vmm_virtio::fs::{Fs, FsConfig, FsConfigError};
+use vmm_virtio::mem::{self, Mem, RequestError};
 use vmm_virtio::rng::Rng;
 use vmm_virtio::vsock::{self, Vsock};
 use vmm_virtio::{Confine, Device, Event, GuestMemory, Irq, Transport};
@@ -14,6 +15,7 @@ use crate::config::Plan;
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{SLOTS, Slot};
 use crate::log::Log;
+use crate::memory::Plugged;
 use crate::starter::Starter;
 
 /// Why devices could not be made.
@@ -33,6 +35,23 @@ pub enum DevicesError {
     Starter(#[source] io::Error),
 }
 
+/// Why the guest was not asked to have more memory, or less.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// There is no memory device.
+    #[error("the machine was made without memory to gain")]
+    Fixed,
+    /// RAM stays.
+    #[error("a machine keeps the memory with which it has booted")]
+    BelowBoot,
+    /// Not so much.
+    #[error("memory beyond that of the boot")]
+    Request(#[source] RequestError),
+    /// The interrupt could not be raised.
+    #[error("tell the guest")]
+    Tell(#[source] io::Error),
+}
+
 /// A device behind its transport, as the bus and the machine share it.
 pub type SharedTransport = Arc<Mutex<Transport>>;
 
@@ -42,6 +61,7 @@ pub struct Devices {
     slots: [Option<SharedTransport>; SLOTS],
     starter: Starter,
     vsock: vsock::Host,
+    mem: Option<mem::Host>,
 }
 
 /// What a device is made with.
@@ -92,10 +112,19 @@ impl Devices {
         }
         place(Slot::Console, Box::new(Console::new(log)))?;
         place(Slot::Rng, Box::<Rng>::default())?;
+        let mut mem = None;
+        if !plan.region.is_empty() {
+            let backing = Plugged::new(Arc::clone(&memory), plan.region.clone());
+            let (device, host) =
+                Mem::new(plan.region.clone(), Box::new(backing)).map_err(DevicesError::Event)?;
+            place(Slot::Mem, Box::new(device))?;
+            mem = Some(host);
+        }
         Ok(Self {
             slots,
             starter,
             vsock,
+            mem,
         })
     }
 
@@ -115,6 +144,25 @@ impl Devices {
     #[must_use]
     pub fn vsock(&self) -> &vsock::Host {
         &self.vsock
+    }
+
+    /// The host end of the memory device.
+    #[must_use]
+    pub fn mem(&self) -> Option<&mem::Host> {
+        self.mem.as_ref()
+    }
+
+    /// Asks the guest to have so many bytes plugged.
+    pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let transport = self.slots[Slot::Mem as usize].as_ref();
+        let (Some(mem), Some(transport)) = (&self.mem, transport) else {
+            return Err(ResizeError::Fixed);
+        };
+        mem.request(bytes).map_err(ResizeError::Request)?;
+        lock(transport)
+            .irq()
+            .configuration()
+            .map_err(ResizeError::Tell)
     }
 
     /// Stops them all and keeps their state. No vCPU may run.

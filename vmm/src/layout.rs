@@ -7,12 +7,19 @@
 //!   0x0000_9000  page tables               0xc000_0000  nothing is mapped from here to 4 GiB but devices
 //!   0x0002_0000  command line              0xd000_0000  virtio slots, 4 KiB each
 //!   0x0009_fc00  end of low RAM            0x1_0000_0000  RAM beyond 3 GiB
+//!                                          next 2 GiB     the region of memory that comes and goes
 //! ```
+
+use std::ops::Range;
+
+use vmm_virtio::mem;
 
 /// The unit of mappings, of memory slots and of device register windows.
 pub const PAGE_BYTES: u64 = 4096;
 /// The same as the length of an array.
 pub const PAGE: usize = 4096;
+/// Where memory that comes and goes may begin: Linux adds it by memory blocks, aligned to their size, which is 2 GiB in large machines.
+pub const REGION_ALIGNMENT_BYTES: u64 = 2 << 30;
 /// Guest memory is aligned to this on the host, so that both page tables can use huge pages.
 pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
@@ -71,7 +78,7 @@ pub const I8042_COMMAND_PORT: u16 = 0x64;
 pub const POWER_PORT: u16 = 0x600;
 
 /// The number of virtio slots. Fixed, so that every machine looks the same to a saved guest.
-pub const SLOTS: usize = 4;
+pub const SLOTS: usize = 5;
 
 /// A place for one virtio device: a register window and an interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,11 +91,13 @@ pub enum Slot {
     Console = 2,
     /// Entropy.
     Rng = 3,
+    /// Memory that comes and goes.
+    Mem = 4,
 }
 
 impl Slot {
     /// All slots, in order.
-    pub const ALL: [Self; SLOTS] = [Self::Vsock, Self::Fs, Self::Console, Self::Rng];
+    pub const ALL: [Self; SLOTS] = [Self::Vsock, Self::Fs, Self::Console, Self::Rng, Self::Mem];
 
     /// Where its registers are.
     #[must_use]
@@ -122,6 +131,14 @@ pub fn ram(bytes: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
+/// The region for `more` bytes of memory beyond `bytes` of RAM, as guest addresses. It lies above all RAM and above the device gap.
+#[must_use]
+pub fn region(bytes: u64, more: u64) -> Range<u64> {
+    let ram_end = bytes.max(MMIO_GAP) - MMIO_GAP + MMIO_GAP_END;
+    let start = ram_end.next_multiple_of(REGION_ALIGNMENT_BYTES);
+    start..start + more
+}
+
 const _: () = {
     assert!(GDT + 32 < ZERO_PAGE);
     assert!(ZERO_PAGE + PAGE_BYTES <= BOOT_STACK);
@@ -132,7 +149,9 @@ const _: () = {
     assert!(LOW_RAM_END < MP_TABLE && MP_TABLE < MP_TABLE_END && MP_TABLE_END <= HIGH_RAM);
     assert!(MMIO_GAP <= VIRTIO_BASE);
     assert!(VIRTIO_BASE + SLOTS as u64 * VIRTIO_WINDOW_BYTES <= IO_APIC as u64);
-    assert!(Slot::Rng.irq() < IO_APIC_PINS);
+    assert!(Slot::Mem.irq() < IO_APIC_PINS);
+    assert!(REGION_ALIGNMENT_BYTES.is_multiple_of(mem::BLOCK_BYTES));
+    assert!(mem::BLOCK_BYTES == (vmm_api::MEMORY_BLOCK_MIB as u64) << 20);
     assert!(IDENTITY_MAP + PAGE_BYTES == TSS as u64);
     assert!(TSS as u64 + 3 * PAGE_BYTES <= MMIO_GAP_END);
 };
@@ -148,6 +167,15 @@ mod tests {
         }
         assert_eq!(Slot::at(VIRTIO_BASE - 1), None);
         assert_eq!(Slot::at(VIRTIO_BASE + SLOTS as u64 * PAGE_BYTES), None);
+    }
+
+    #[test]
+    fn region_lies_above_ram_and_devices() {
+        let gib = |count: u64| count << 30;
+        assert_eq!(region(gib(1), gib(1)), gib(4)..gib(5));
+        assert_eq!(region(gib(3), gib(1)), gib(4)..gib(5));
+        assert_eq!(region(gib(4), gib(2)), gib(6)..gib(8));
+        assert_eq!(region(gib(8) + 1, gib(2)), gib(10)..gib(12));
     }
 
     #[test]

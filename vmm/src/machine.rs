@@ -12,13 +12,13 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use vmm_api::Stats;
-use vmm_virtio::{Confine, GuestMemory, vsock};
+use vmm_virtio::{Confine, GuestMemory, mem, vsock};
 
 use crate::boot;
 use crate::boot::kernel::{self, KernelError};
 use crate::bus::Bus;
 use crate::config::Plan;
-use crate::devices::{Devices, DevicesError, Parts};
+use crate::devices::{Devices, DevicesError, Parts, ResizeError};
 use crate::ending::Ending;
 use crate::host::Host;
 use crate::kvm::{self, Kvm, KvmError, Vm};
@@ -69,6 +69,8 @@ pub struct Machine {
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
     running: bool,
+    /// At boot.
+    memory_bytes: u64,
     _vm: Vm,
 }
 
@@ -81,7 +83,8 @@ impl Machine {
         timeline: Arc<Timeline>,
     ) -> Result<Self, MachineError> {
         let vm = host.kvm.create_vm().map_err(MachineError::Kvm)?;
-        let memory = memory::allocate(&ram(plan.memory_bytes)).map_err(MachineError::Memory)?;
+        let memory = memory::allocate(&ram(plan.memory_bytes), &plan.region)
+            .map_err(MachineError::Memory)?;
         vm.set_memory(&memory).map_err(MachineError::Kvm)?;
         let memory = Arc::new(memory);
         let entry = load(plan, &host, &memory)?;
@@ -113,6 +116,7 @@ impl Machine {
             timeline,
             ending,
             running: false,
+            memory_bytes: plan.memory_bytes,
             _vm: vm,
         })
     }
@@ -150,8 +154,32 @@ impl Machine {
         Stats {
             user_exits: self.vcpus.iter().map(Vcpu::exits).sum(),
             kvm_exits: self.timeline.kvm_exits(),
+            memory_mib: self.memory_mib(),
             timeline: self.timeline.marks(),
         }
+    }
+
+    /// Asks the guest to have this much memory.
+    pub fn resize(&self, memory_mib: u32) -> Result<(), ResizeError> {
+        let bytes = u64::from(memory_mib) << 20;
+        let more = bytes
+            .checked_sub(self.memory_bytes)
+            .ok_or(ResizeError::BelowBoot)?;
+        self.devices.resize(more)
+    }
+
+    /// The memory that the guest has now, MiB.
+    #[must_use]
+    pub fn memory_mib(&self) -> u32 {
+        let plugged = self.devices.mem().map_or(0, mem::Host::plugged);
+        // Both come from numbers of this size.
+        u32::try_from((self.memory_bytes + plugged) >> 20).unwrap_or(u32::MAX)
+    }
+
+    /// The host end of its memory device, if it can grow.
+    #[must_use]
+    pub fn mem(&self) -> Option<&mem::Host> {
+        self.devices.mem()
     }
 
     /// The host end of its socket device.

@@ -2,18 +2,26 @@
 //!
 //! Huge pages are asked for: a kernel that boots in 4 KiB pages leaves guest mode thousands of times for them. Files are copied, not mapped,
 //! for the same reason; a kernel patches most of its text while it boots, so little would stay shared. Mappings live as long as the process.
+//!
+//! Memory that comes and goes is a mapping like the others, but without any access until its blocks are plugged ([`Plugged`]).
 
+use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::ptr;
+use std::sync::Arc;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{
+    Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap,
+};
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryRegion,
     GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 use vmm_virtio::GuestMemory;
+use vmm_virtio::mem::Backing;
 
 use crate::layout::HUGE_PAGE_BYTES;
 
@@ -49,11 +57,19 @@ pub enum MemoryError {
     Read(#[source] io::Error),
 }
 
-/// Makes memory at the given ranges of guest addresses `(start, length)`.
-pub fn allocate(ranges: &[(u64, u64)]) -> Result<GuestMemory, MemoryError> {
+/// Makes memory at the given ranges of guest addresses `(start, length)`, and one mapping without access for the addresses of `region`, if there are any.
+pub fn allocate(ranges: &[(u64, u64)], region: &Range<u64>) -> Result<GuestMemory, MemoryError> {
+    let usable = ProtFlags::READ | ProtFlags::WRITE;
+    let mut ranges: Vec<_> = ranges
+        .iter()
+        .map(|(start, bytes)| (*start, *bytes, usable))
+        .collect();
+    if !region.is_empty() {
+        ranges.push((region.start, region.end - region.start, ProtFlags::empty()));
+    }
     let mut regions = Vec::with_capacity(ranges.len());
-    for (start, bytes) in ranges {
-        let mapping = map_aligned(*bytes)?;
+    for (start, bytes, protection) in &ranges {
+        let mapping = map_aligned(*bytes, *protection)?;
         let region = GuestRegionMmap::new(mapping, GuestAddress(*start)).ok_or(
             MemoryError::Layout(GuestRegionCollectionError::NoMemoryRegion),
         )?;
@@ -100,14 +116,65 @@ pub fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<(), Mem
         .map_err(|source| MemoryError::Outside { address, source })
 }
 
-fn map_aligned(bytes: u64) -> Result<MmapRegion<()>, MemoryError> {
+/// The mapping of the region in which blocks are plugged and unplugged.
+#[derive(Debug)]
+pub struct Plugged {
+    memory: Arc<GuestMemory>,
+    /// Guest addresses.
+    region: Range<u64>,
+}
+
+impl Plugged {
+    /// For the region that `memory` was made with ([`allocate`]).
+    #[must_use]
+    pub fn new(memory: Arc<GuestMemory>, region: Range<u64>) -> Self {
+        Self { memory, region }
+    }
+
+    /// Where the host has a part of the region, and its length.
+    fn place(&self, range: &Range<u64>) -> io::Result<(*mut c_void, usize)> {
+        let outside = || io::Error::from(io::ErrorKind::InvalidInput);
+        let length = usize::try_from(range.end - range.start).map_err(|_| outside())?;
+        let start = GuestAddress(self.region.start + range.start);
+        if range.end > self.region.end - self.region.start {
+            return Err(outside());
+        }
+        let slice = self.memory.get_slice(start, length);
+        let slice = slice.map_err(io::Error::other)?;
+        Ok((slice.ptr_guard_mut().as_ptr().cast(), length))
+    }
+}
+
+impl Backing for Plugged {
+    fn plug(&mut self, range: Range<u64>) -> io::Result<()> {
+        let (start, length) = self.place(&range)?;
+        let usable = MprotectFlags::READ | MprotectFlags::WRITE;
+        // SAFETY: the range lies in a mapping of guest memory, which is never unmapped and to which there are no references; it only gains access.
+        Ok(unsafe { mprotect(start, length, usable) }?)
+    }
+
+    fn unplug(&mut self, range: Range<u64>) -> io::Result<()> {
+        let (start, length) = self.place(&range)?;
+        // First, so that nobody fills what has been given back.
+        // SAFETY: as in `plug`. A thread that accesses it from now on gets a fault, which ends the process.
+        unsafe { mprotect(start, length, MprotectFlags::empty()) }?;
+        // SAFETY: as in `plug`. The contents are the guest's, which has given them up.
+        let given = unsafe { madvise(start, length, Advice::LinuxDontNeed) };
+        if let Err(error) = given {
+            self.plug(range)?;
+            return Err(error.into());
+        }
+        Ok(())
+    }
+}
+
+fn map_aligned(bytes: u64, protection: ProtFlags) -> Result<MmapRegion<()>, MemoryError> {
     let error = |source: rustix::io::Errno| MemoryError::Map {
         bytes,
         source: source.into(),
     };
     let size = to_usize(bytes)?;
     let align = to_usize(HUGE_PAGE_BYTES)?;
-    let protection = ProtFlags::READ | ProtFlags::WRITE;
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
     let start = unsafe { mmap_anonymous(ptr::null_mut(), size + align, protection, flags) }
@@ -143,7 +210,7 @@ mod tests {
 
     #[test]
     fn placed_part_of_a_file_touches_nothing_beside_it() {
-        let memory = allocate(&[(0, 2 << 20)]).unwrap();
+        let memory = allocate(&[(0, 2 << 20)], &(0..0)).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 9000]).unwrap();
         place(&memory, 0x1001, &file, 1, 8000).unwrap();
@@ -161,7 +228,7 @@ mod tests {
 
     #[test]
     fn file_beyond_memory_is_refused() {
-        let memory = allocate(&[(0, 2 << 20)]).unwrap();
+        let memory = allocate(&[(0, 2 << 20)], &(0..0)).unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
         assert!(place(&memory, (2 << 20) - 4096, &file, 0, 8192).is_err());
@@ -169,9 +236,40 @@ mod tests {
 
     #[test]
     fn mappings_start_on_huge_pages() {
-        let memory = allocate(&[(0, 4 << 20), (1 << 32, 2 << 20)]).unwrap();
+        let memory = allocate(&[(0, 4 << 20), (1 << 32, 2 << 20)], &(0..0)).unwrap();
         for (_, host, _) in mappings(&memory) {
             assert!(host.is_multiple_of(HUGE_PAGE_BYTES));
         }
+    }
+
+    #[test]
+    fn plugged_memory_is_empty_each_time() {
+        let region = 4 << 30..(4 << 30) + (8 << 20);
+        let memory = Arc::new(allocate(&[(0, 2 << 20)], &region).unwrap());
+        let mut plugged = Plugged::new(Arc::clone(&memory), region.clone());
+        let place = GuestAddress(region.start + (4 << 20));
+        for _ in 0..2 {
+            plugged.plug(4 << 20..6 << 20).unwrap();
+            assert_eq!(memory.read_obj::<u8>(place).unwrap(), 0);
+            memory.write_obj(7u8, place).unwrap();
+            plugged.unplug(4 << 20..6 << 20).unwrap();
+        }
+        assert!(plugged.plug(6 << 20..10 << 20).is_err());
+    }
+
+    #[test]
+    fn memory_that_is_not_plugged_takes_nothing() {
+        let region = 4 << 30..(4 << 30) + (4 << 20);
+        let memory = Arc::new(allocate(&[(0, 2 << 20)], &region).unwrap());
+        let mut plugged = Plugged::new(Arc::clone(&memory), region.clone());
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        // By a system call, which tells of it by an error and not by a signal.
+        let fill = || place(&memory, region.start, &file, 0, 4096);
+        assert!(fill().is_err());
+        plugged.plug(0..2 << 20).unwrap();
+        fill().unwrap();
+        plugged.unplug(0..2 << 20).unwrap();
+        assert!(fill().is_err());
     }
 }

@@ -125,7 +125,7 @@ fn run(vcpu: &mut VcpuFd, rounds: u64) -> Result<Duration, ProbeError> {
 fn guest_memory() -> Result<GuestMemory, ProbeError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
-    let memory = memory::allocate(&[(0, GUEST_MEMORY_BYTES)])?;
+    let memory = memory::allocate(&[(0, GUEST_MEMORY_BYTES)], &(0..0))?;
     memory.write_obj(PDPT.0 | PRESENT_WRITABLE, PML4)?;
     memory.write_obj(PD.0 | PRESENT_WRITABLE, PDPT)?;
     memory.write_obj(PRESENT_WRITABLE | LARGE, PD)?;

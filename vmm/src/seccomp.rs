@@ -31,6 +31,7 @@ const FILTERS: &[(&str, &[u8])] = &[
         include_bytes!(concat!(env!("OUT_DIR"), "/console.bpf")),
     ),
     ("rng", include_bytes!(concat!(env!("OUT_DIR"), "/rng.bpf"))),
+    ("mem", include_bytes!(concat!(env!("OUT_DIR"), "/mem.bpf"))),
 ];
 
 /// Confinement of threads by their filters, or none when `enabled` is false.

@@ -1,6 +1,7 @@
 //! vCPUs on real KVM, with guests of a few bytes in real mode: what they do to the ports, how they end, and that they pause.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,9 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_api::StopReason;
 use vmm_virtio::{Confine, GuestMemory};
 
-const MEMORY_BYTES: u64 = 2 << 20;
+const MEMORY_BYTES: u64 = 1 << 20;
+/// Memory that is not plugged, where real mode just reaches.
+const REGION: Range<u64> = 1 << 20..3 << 20;
 const CODE: u64 = 0x1000;
 const COUNTER: u64 = 0x2000;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -38,7 +41,7 @@ impl Guest {
     fn new(code: &[u8]) -> Self {
         kick::install().unwrap();
         let vm = Kvm::open(1).unwrap().create_vm().unwrap();
-        let memory = memory::allocate(&[(0, MEMORY_BYTES)]).unwrap();
+        let memory = memory::allocate(&[(0, MEMORY_BYTES)], &REGION).unwrap();
         memory::write(&memory, CODE, code).unwrap();
         vm.set_memory(&memory).unwrap();
         let fd = vm.create_vcpu(0).unwrap();
@@ -121,6 +124,14 @@ fn triple_fault_is_a_reset() {
     // lidt [0x3000], a limit of 0; int3
     let guest = Guest::new(&[0x0f, 0x01, 0x1e, 0x00, 0x30, 0xcc]);
     assert_eq!(guest.end(), Ok(StopReason::Reset));
+}
+
+#[test]
+fn touching_memory_that_is_not_plugged_ends_the_machine() {
+    // mov ax, 0xffff; mov ds, ax; mov [0x10], al; jmp $
+    let guest = Guest::new(&[0xb8, 0xff, 0xff, 0x8e, 0xd8, 0xa2, 0x10, 0x00, 0xeb, 0xfe]);
+    let wanted = "vcpu 0 touched memory that the machine does not have";
+    assert_eq!(guest.end(), Err(wanted.into()));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use agent_api::agent::event::Kind;
 use agent_api::agent::{Event as AgentEvent, Exit as AgentExit};
 use agent_api::{PORT_CONTROL, SHARE_TAG};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
@@ -67,11 +67,7 @@ impl Sandbox {
         if let Some(machine) = &self.machine {
             return Ok(machine.clone());
         }
-        let least = VmSize {
-            memory_mib: self.config.memory_mib,
-            vcpus: self.config.vcpus,
-        };
-        let size = host.demand.vm_size(least, host_size())?;
+        let size = host.demand.vm_size(self.config.size, host_size())?;
         let cgroup = make_cgroup(host.cgroups_path.as_deref(), &self.id)?;
         if let (Some(cgroup), ReportedPid::Supervisor(_)) = (&cgroup, &self.reported_pid) {
             self.home = enter(cgroup, self.this.pid);
@@ -110,6 +106,7 @@ impl Sandbox {
         let machine = Machine {
             vm,
             size,
+            extent: Arc::new(Mutex::new(size.at_boot())),
             pid,
             cgroup,
             standstill,
@@ -136,9 +133,10 @@ impl Sandbox {
             id: self.id.clone(),
             cpus: Cpus {
                 boot: size.vcpus,
-                max: size.vcpus,
+                max: size.vcpus_max,
             },
             memory_mib: size.memory_mib,
+            memory_max_mib: size.memory_max_mib,
             kernel: self.config.kernel.clone(),
             initrd: self.config.initrd.clone(),
             cmdline: Vec::new(),

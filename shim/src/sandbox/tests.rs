@@ -14,6 +14,7 @@ use vmm_api::Command;
 
 use super::*;
 use crate::rootfs::ContainerFiles;
+use crate::spec::{ConfiguredSize, Demand, HostSize};
 use crate::stdio::{ProcessStreams, Stdio};
 use crate::vm::open_control;
 
@@ -147,6 +148,15 @@ impl AgentService for FakeAgent {
         })
     }
 
+    async fn online_cpus(
+        &self,
+        _: &TtrpcContext,
+        request: wire::OnlineCpusRequest,
+    ) -> ttrpc::Result<wire::Empty> {
+        self.note(&format!("{} CPUs", request.count))?;
+        Ok(wire::Empty::default())
+    }
+
     async fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
         self.note("shutdown")?;
         Ok(wire::Empty::default())
@@ -154,10 +164,20 @@ impl AgentService for FakeAgent {
 }
 
 /// Of the VM.
-const SIZE: VmSize = VmSize {
+const CONFIGURED: ConfiguredSize = ConfiguredSize {
     memory_mib: 64 + 128,
+    memory_max_mib: Some(64 + 128 + 256),
     vcpus: 1,
+    vcpus_max: Some(2),
 };
+
+fn size() -> VmSize {
+    let host = HostSize {
+        memory_mib: 4096,
+        cpus: 1,
+    };
+    Demand::default().vm_size(CONFIGURED, host).unwrap()
+}
 
 /// A sandbox whose VM is up, with the container `web` created in it.
 struct Fixture {
@@ -170,7 +190,7 @@ struct Fixture {
     orders: watch::Receiver<Vec<Command>>,
 }
 
-/// Obeys every order.
+/// Obeys every order, and has a guest that does.
 fn fake_vmm(socket: std::os::fd::OwnedFd) -> watch::Receiver<Vec<Command>> {
     let (orders, seen) = watch::channel(Vec::new());
     std::thread::spawn(move || {
@@ -181,8 +201,12 @@ fn fake_vmm(socket: std::os::fd::OwnedFd) -> watch::Receiver<Vec<Command>> {
                 id: request.id,
                 result: Ok(vmm_api::Reply::Done),
             };
-            orders.send_modify(|orders| orders.push(request.command));
+            orders.send_modify(|orders| orders.push(request.command.clone()));
             rustix::io::write(&socket, &serde_json::to_vec(&reply).unwrap()).unwrap();
+            if let Command::Resize { memory_mib } = request.command {
+                let event = vmm_api::Message::Event(vmm_api::Event::Resized { memory_mib });
+                rustix::io::write(&socket, &serde_json::to_vec(&event).unwrap()).unwrap();
+            }
         }
     });
     seen
@@ -208,8 +232,7 @@ fn config() -> Config {
         vmm: "/none".into(),
         kernel: "/none".into(),
         initrd: "/none".into(),
-        memory_mib: 64,
-        vcpus: 1,
+        size: CONFIGURED,
         agent_timeout: Duration::from_secs(1),
     }
 }
@@ -248,7 +271,8 @@ impl Fixture {
         let machine = Machine {
             standstill: Standstill::new(vm.control.clone(), handle.clone()),
             vm,
-            size: SIZE,
+            size: size(),
+            extent: Arc::new(tokio::sync::Mutex::new(size().at_boot())),
             pid: this.pid,
             cgroup: None,
             agent: watch::channel(Some(Ok(agent))).1,
@@ -562,6 +586,37 @@ async fn an_update_sets_what_is_given_and_what_fits() {
     assert_eq!(fixture.agent.asked(), ["start", r#"{"pids":{"limit":7}}"#]);
     fixture.agent_reports(web(), 0).await;
     assert!(update(devices).await.is_err());
+}
+
+#[tokio::test]
+async fn a_vm_grows_before_limits_are_set_and_shrinks_after_it() {
+    let mut fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    let more = r#"{"memory":{"limit":268435456},"cpu":{"quota":200000}}"#;
+    let update = |resources: &str| {
+        fixture
+            .handle
+            .update("web".into(), resources.as_bytes().to_vec())
+    };
+    update(more).await.unwrap();
+    assert_eq!(fixture.agent.asked(), ["start", "2 CPUs", more]);
+    let less = r#"{"memory":{"limit":1048576},"cpu":{"quota":100000}}"#;
+    update(less).await.unwrap();
+    let asked = fixture.agent.asked();
+    assert_eq!(asked, ["start", "2 CPUs", more, less, "1 CPUs"]);
+    let orders = [320, 192].map(|memory_mib| Command::Resize { memory_mib });
+    fixture.vmm_is_ordered(&orders).await;
+}
+
+#[tokio::test]
+async fn what_a_vm_gained_for_limits_that_are_refused_is_taken_back() {
+    let mut fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.agent.refuse(Some(Code::INTERNAL));
+    let more = br#"{"memory":{"limit":268435456}}"#.to_vec();
+    assert!(fixture.handle.update("web".into(), more).await.is_err());
+    let orders = [320, 192].map(|memory_mib| Command::Resize { memory_mib });
+    fixture.vmm_is_ordered(&orders).await;
 }
 
 #[tokio::test]

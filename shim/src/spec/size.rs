@@ -1,29 +1,44 @@
-//! How large a VM must be (pure).
+//! How large a VM must be, at first and when limits change (pure).
 //!
 //! Memory: what the bundle asks for, or else the configured size; or the container's limit and [`OVERHEAD_MIB`] for the guest's kernel
 //! and agent where that is more. Memory that no process has touched costs the host nothing, so the default is generous. vCPUs: what
 //! the bundle asks for; or quota / period, rounded up and never more than the host has, since more would only take turns; or
 //! the configured number. A number that a person wrote down is taken as it is.
+//!
+//! A VM that is there grows with the limits of its containers, up to its maximum, and shrinks with them, down to what it was made with:
+//!
+//! ```text
+//!   limits of all containers ─► Demand ... ─► VmSize::extent_for ─► Extent: memory plugged, vCPUs online
+//! ```
 
 use oci_spec::runtime::LinuxResources;
+use vmm_api::MEMORY_BLOCK_MIB;
 
 use super::vm::Asked;
 
 /// What the guest's kernel and agent need beside a container at its limit.
 const OVERHEAD_MIB: u64 = 64;
 
+/// A guest grows by whole memory blocks of Linux: what describes one (2 MiB) is gained and lost with it.
+const GROWTH_MIB: u32 = 128;
+
+/// vCPUs to which a VM can grow when nobody says how many: each that is parked costs the guest memory and the host a thread.
+const VCPUS_MAX_DEFAULT: u8 = 4;
+
 const MIB: u64 = 1024 * 1024;
 
 /// The kernel's period where a quota comes without one, microseconds.
 const DEFAULT_PERIOD_US: u64 = 100_000;
 
-/// What a container may use.
+/// What a container may use. None: nothing was said, which for an update means that it stays.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Demand {
-    /// `linux.resources.memory.limit`, bytes.
-    memory_limit: Option<u64>,
-    /// CPUs of quota / period, rounded up.
-    cpus: Option<u64>,
+    /// `linux.resources.memory.limit`, bytes; negative for none.
+    memory_limit: Option<i64>,
+    /// `linux.resources.cpu.quota`, microseconds; negative for none.
+    quota: Option<i64>,
+    /// `linux.resources.cpu.period`, microseconds.
+    period: Option<u64>,
     /// What the bundle asks for by itself.
     pub(super) asked: Asked,
 }
@@ -35,10 +50,33 @@ pub(crate) struct HostSize {
     pub(crate) cpus: u8,
 }
 
-/// A VM's size.
+/// The size that the configuration file gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConfiguredSize {
+    pub(crate) memory_mib: u32,
+    pub(crate) memory_max_mib: Option<u32>,
+    pub(crate) vcpus: u8,
+    pub(crate) vcpus_max: Option<u8>,
+}
+
+/// A VM's size: what it is made with, and how far it can go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VmSize {
+    /// At boot, and never less.
     pub(crate) memory_mib: u32,
+    pub(crate) memory_max_mib: u32,
+    /// Online at boot.
+    pub(crate) vcpus: u8,
+    pub(crate) vcpus_max: u8,
+    /// When no container has a quota.
+    vcpus_unlimited: u8,
+}
+
+/// How far a VM has grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) memory_mib: u32,
+    /// Online.
     pub(crate) vcpus: u8,
 }
 
@@ -48,40 +86,53 @@ pub(crate) enum SizeError {
     #[error("a VM of {wanted_mib} MiB is wanted, and the host has {host_mib} MiB")]
     Memory { wanted_mib: u64, host_mib: u64 },
     #[error(
-        "a memory limit of {limit_mib} MiB needs a VM of {wanted_mib} MiB, and this one was created with {vm_mib} MiB"
+        "a memory limit of {limit_mib} MiB needs a VM of {wanted_mib} MiB, and this one can have {max_mib} MiB"
     )]
-    Fixed {
+    Maximum {
         limit_mib: u64,
         wanted_mib: u64,
-        vm_mib: u32,
+        max_mib: u32,
     },
+    #[error("a VM of {wanted_mib} MiB is wanted, and its guest stays at {guest_mib} MiB")]
+    Guest { wanted_mib: u32, guest_mib: u32 },
 }
 
 impl Demand {
-    /// Reads `linux.resources`; numbers that mean "unlimited" are no demand.
+    /// Reads `linux.resources`. 0 says nothing, as in all of them.
     pub(crate) fn of(resources: &LinuxResources) -> Self {
-        let limit = resources
-            .memory()
-            .as_ref()
-            .and_then(|memory| memory.limit());
+        let memory = resources.memory().as_ref();
         let cpu = resources.cpu().as_ref();
-        let quota = cpu.and_then(|cpu| cpu.quota());
-        let period = cpu
-            .and_then(|cpu| cpu.period())
-            .filter(|period| *period > 0)
-            .unwrap_or(DEFAULT_PERIOD_US);
-        let positive = |number: i64| u64::try_from(number).ok().filter(|number| *number > 0);
         Self {
-            memory_limit: limit.and_then(positive),
-            cpus: quota.and_then(positive).map(|quota| quota.div_ceil(period)),
+            memory_limit: memory
+                .and_then(|memory| memory.limit())
+                .filter(|limit| *limit != 0),
+            quota: cpu.and_then(|cpu| cpu.quota()).filter(|quota| *quota != 0),
+            period: cpu
+                .and_then(|cpu| cpu.period())
+                .filter(|period| *period != 0),
             asked: Asked::default(),
         }
     }
 
-    /// The VM for this demand; `least` is its size when nothing is demanded.
-    pub(crate) fn vm_size(self, least: VmSize, host: HostSize) -> Result<VmSize, SizeError> {
-        let configured = self.asked.memory_mib.unwrap_or(least.memory_mib);
-        let wanted_mib = self.needed_mib().max(configured.into());
+    /// The demand after an update.
+    pub(crate) fn updated(self, change: Self) -> Self {
+        Self {
+            memory_limit: change.memory_limit.or(self.memory_limit),
+            quota: change.quota.or(self.quota),
+            period: change.period.or(self.period),
+            asked: self.asked,
+        }
+    }
+
+    /// The VM for this demand.
+    pub(crate) fn vm_size(
+        self,
+        configured: ConfiguredSize,
+        host: HostSize,
+    ) -> Result<VmSize, SizeError> {
+        let least_mib = self.asked.memory_mib.unwrap_or(configured.memory_mib);
+        let limit_mib = self.limit_mib().unwrap_or(0);
+        let wanted_mib = needed_mib(limit_mib).max(least_mib.into());
         let too_much = SizeError::Memory {
             wanted_mib,
             host_mib: host.memory_mib,
@@ -90,149 +141,103 @@ impl Demand {
             return Err(too_much);
         }
         let memory_mib = u32::try_from(wanted_mib).map_err(|_| too_much)?;
-        let of_quota = |cpus| u8::try_from(cpus).unwrap_or(u8::MAX).min(host.cpus).max(1);
-        let vcpus = self
-            .asked
-            .vcpus
-            .or(self.cpus.map(of_quota))
-            .unwrap_or(least.vcpus);
-        Ok(VmSize { memory_mib, vcpus })
+        let host_mib = u32::try_from(host.memory_mib).unwrap_or(u32::MAX);
+        let memory_max_mib = self.asked.memory_max_mib.or(configured.memory_max_mib);
+
+        let most = self.asked.vcpus_max.or(configured.vcpus_max);
+        let of_quota = |cpus| at_most(cpus, most.unwrap_or(host.cpus)).max(1);
+        let unlimited = self.asked.vcpus.unwrap_or(configured.vcpus);
+        let vcpus = match self.asked.vcpus {
+            Some(asked) => asked,
+            None => self.cpus().map_or(unlimited, of_quota),
+        };
+        // A number that was asked for stays, unless it was also asked how far it may go.
+        let default_most = match self.asked.vcpus {
+            Some(asked) => asked,
+            None => host.cpus.min(VCPUS_MAX_DEFAULT),
+        };
+        Ok(VmSize {
+            memory_mib,
+            memory_max_mib: memory_max_mib
+                .unwrap_or(host_mib)
+                .clamp(memory_mib, host_mib),
+            vcpus,
+            vcpus_max: most.unwrap_or(default_most).max(vcpus),
+            vcpus_unlimited: unlimited,
+        })
     }
 
-    /// Whether a VM of that size can give what is demanded. CPUs are not looked at: a quota is an upper bound.
-    pub(crate) fn check_fits(self, vm: VmSize) -> Result<(), SizeError> {
-        let wanted_mib = self.needed_mib();
-        if wanted_mib > vm.memory_mib.into() {
-            return Err(SizeError::Fixed {
-                limit_mib: wanted_mib - OVERHEAD_MIB,
+    /// The memory limit, if there is one.
+    fn limit_mib(self) -> Option<u64> {
+        Some(positive(self.memory_limit)?.div_ceil(MIB))
+    }
+
+    /// CPUs of quota / period, rounded up, if there is a quota.
+    fn cpus(self) -> Option<u64> {
+        let period = self.period.unwrap_or(DEFAULT_PERIOD_US);
+        Some(positive(self.quota)?.div_ceil(period))
+    }
+}
+
+impl VmSize {
+    /// What it is when it has booted.
+    pub(crate) fn at_boot(self) -> Extent {
+        Extent {
+            memory_mib: self.memory_mib,
+            vcpus: self.vcpus,
+        }
+    }
+
+    /// How far it must go for what its containers may use together. Beyond its maximum there is no memory, but a quota is an upper bound.
+    pub(crate) fn extent_for(self, demands: &[Demand]) -> Result<Extent, SizeError> {
+        let limits = demands.iter().filter_map(|demand| demand.limit_mib());
+        let limit_mib = limits.fold(0, u64::saturating_add);
+        let quotas = demands.iter().filter_map(|demand| demand.cpus());
+        let vcpus = match quotas.reduce(u64::saturating_add) {
+            Some(cpus) => at_most(cpus, self.vcpus_max).max(self.vcpus.min(self.vcpus_unlimited)),
+            None => self.vcpus_unlimited.min(self.vcpus_max),
+        };
+        Ok(Extent {
+            memory_mib: self.memory_for(limit_mib)?,
+            vcpus,
+        })
+    }
+
+    fn memory_for(self, limit_mib: u64) -> Result<u32, SizeError> {
+        let wanted_mib = needed_mib(limit_mib);
+        let more_max =
+            (self.memory_max_mib - self.memory_mib) / MEMORY_BLOCK_MIB * MEMORY_BLOCK_MIB;
+        let max_mib = self.memory_mib + more_max;
+        if wanted_mib > max_mib.into() {
+            return Err(SizeError::Maximum {
+                limit_mib,
                 wanted_mib,
-                vm_mib: vm.memory_mib,
+                max_mib,
             });
         }
-        Ok(())
+        let more = wanted_mib.saturating_sub(self.memory_mib.into());
+        let rounded = more.next_multiple_of(GROWTH_MIB.into());
+        Ok(self.memory_mib + u32::try_from(rounded).unwrap_or(more_max).min(more_max))
     }
+}
 
-    /// What a container at its limit and the guest around it take.
-    fn needed_mib(self) -> u64 {
-        self.memory_limit
-            .map_or(0, |bytes| bytes.div_ceil(MIB).saturating_add(OVERHEAD_MIB))
+/// What containers at this limit and the guest around them take.
+fn needed_mib(limit_mib: u64) -> u64 {
+    match limit_mib {
+        0 => 0,
+        limit => limit.saturating_add(OVERHEAD_MIB),
     }
+}
+
+fn positive(number: Option<i64>) -> Option<u64> {
+    number
+        .and_then(|number| u64::try_from(number).ok())
+        .filter(|number| *number > 0)
+}
+
+fn at_most(count: u64, most: u8) -> u8 {
+    u8::try_from(count).unwrap_or(u8::MAX).min(most)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LEAST: VmSize = VmSize {
-        memory_mib: 512,
-        vcpus: 1,
-    };
-    const HOST: HostSize = HostSize {
-        memory_mib: 4096,
-        cpus: 4,
-    };
-
-    fn demand(resources: &str) -> Demand {
-        Demand::of(&serde_json::from_str(resources).unwrap())
-    }
-
-    fn size(resources: &str) -> Result<(u32, u8), SizeError> {
-        demand(resources)
-            .vm_size(LEAST, HOST)
-            .map(|size| (size.memory_mib, size.vcpus))
-    }
-
-    #[test]
-    fn no_limits_give_the_configured_size() {
-        assert_eq!(size("{}"), Ok((512, 1)));
-        assert_eq!(
-            size(r#"{"memory":{"limit":-1},"cpu":{"quota":-1,"period":100000}}"#),
-            Ok((512, 1))
-        );
-    }
-
-    #[test]
-    fn memory_limit_is_what_the_container_gets() {
-        assert_eq!(
-            size(r#"{"memory":{"limit":1073741824}}"#),
-            Ok((1024 + 64, 1))
-        );
-        assert_eq!(size(r#"{"memory":{"limit":1048577}}"#), Ok((512, 1)));
-    }
-
-    #[test]
-    fn quota_is_rounded_up_to_whole_cpus() {
-        assert_eq!(
-            size(r#"{"cpu":{"quota":50000,"period":100000}}"#),
-            Ok((512, 1))
-        );
-        assert_eq!(
-            size(r#"{"cpu":{"quota":150000,"period":100000}}"#),
-            Ok((512, 2))
-        );
-        assert_eq!(size(r#"{"cpu":{"quota":300000}}"#), Ok((512, 3)));
-        assert_eq!(size(r#"{"cpu":{"quota":300000,"period":0}}"#), Ok((512, 3)));
-    }
-
-    #[test]
-    fn no_more_cpus_than_the_host_has() {
-        assert_eq!(
-            size(r#"{"cpu":{"quota":9900000,"period":100000}}"#),
-            Ok((512, 4))
-        );
-    }
-
-    #[test]
-    fn what_the_bundle_asks_for_is_taken_as_it_is() {
-        let asked = |memory_mib, vcpus, resources| {
-            let mut demand = demand(resources);
-            demand.asked = Asked { memory_mib, vcpus };
-            let size = demand.vm_size(LEAST, HOST).unwrap();
-            (size.memory_mib, size.vcpus)
-        };
-        assert_eq!(asked(Some(128), None, "{}"), (128, 1));
-        assert_eq!(
-            asked(Some(128), None, r#"{"memory":{"limit":209715200}}"#),
-            (264, 1)
-        );
-        assert_eq!(
-            asked(None, Some(16), r#"{"cpu":{"quota":300000}}"#),
-            (512, 16)
-        );
-    }
-
-    #[test]
-    fn a_configured_number_of_vcpus_is_not_capped() {
-        let least = VmSize { vcpus: 32, ..LEAST };
-        assert_eq!(demand("{}").vm_size(least, HOST).unwrap().vcpus, 32);
-    }
-
-    #[test]
-    fn a_limit_that_the_vm_cannot_give_is_told_in_numbers() {
-        let fits = |limit: u64| {
-            let resources = format!(r#"{{"memory":{{"limit":{limit}}}}}"#);
-            demand(&resources)
-                .check_fits(LEAST)
-                .map_err(|e| e.to_string())
-        };
-        assert_eq!(fits(448 * MIB), Ok(()));
-        assert_eq!(
-            fits(512 * MIB).unwrap_err(),
-            "a memory limit of 512 MiB needs a VM of 576 MiB, and this one was created with 512 MiB"
-        );
-        assert_eq!(
-            demand(r#"{"memory":{"limit":-1}}"#).check_fits(LEAST),
-            Ok(())
-        );
-    }
-
-    #[test]
-    fn more_memory_than_the_host_has_is_an_error() {
-        let error = size(r#"{"memory":{"limit":8589934592}}"#).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "a VM of 8256 MiB is wanted, and the host has 4096 MiB"
-        );
-        assert!(size(r#"{"memory":{"limit":9223372036854775807}}"#).is_err());
-    }
-}
+mod tests;

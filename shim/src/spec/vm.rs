@@ -23,6 +23,18 @@ const VCPUS_ANNOTATIONS: [&str; 2] = [
     "io.katacontainers.config.hypervisor.default_vcpus",
 ];
 
+/// The annotations for the memory, MiB, that a VM can grow to. Kata's 0 stands for a default.
+const MEMORY_MAX_ANNOTATIONS: [&str; 2] = [
+    "io.husk.max-memory",
+    "io.katacontainers.config.hypervisor.default_maxmemory",
+];
+
+/// The same for vCPUs.
+const VCPUS_MAX_ANNOTATIONS: [&str; 2] = [
+    "io.husk.max-vcpus",
+    "io.katacontainers.config.hypervisor.default_maxvcpus",
+];
+
 const MIB: u64 = 1024 * 1024;
 
 /// Only to find the section.
@@ -55,7 +67,9 @@ struct HwConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) memory_mib: Option<u32>,
+    pub(crate) memory_max_mib: Option<u32>,
     pub(crate) vcpus: Option<u8>,
+    pub(crate) vcpus_max: Option<u8>,
 }
 
 /// The size that the section of `config.json` asks for, and whether there is a section at all.
@@ -87,6 +101,7 @@ pub(super) fn section(config: &[u8]) -> Result<Option<Asked>, SpecError> {
     Ok(Some(Asked {
         memory_mib: number("vm.hwConfig.memory", memory.as_ref(), mib)?,
         vcpus: number("vm.hwConfig.vcpus", vcpus.as_ref(), count)?,
+        ..Asked::default()
     }))
 }
 
@@ -95,9 +110,12 @@ pub(super) fn annotated(
     annotations: &BTreeMap<String, String>,
     section: Asked,
 ) -> Result<Asked, SpecError> {
-    let annotation = |key| annotations.get(key).map(String::as_str);
-    let [memory, kata_memory] = MEMORY_ANNOTATIONS.map(|key| (key, annotation(key)));
-    let [vcpus, kata_vcpus] = VCPUS_ANNOTATIONS.map(|key| (key, annotation(key)));
+    let annotation = |key| (key, annotations.get(key).map(String::as_str));
+    let [memory, kata_memory] = MEMORY_ANNOTATIONS.map(annotation);
+    let [vcpus, kata_vcpus] = VCPUS_ANNOTATIONS.map(annotation);
+    let [memory_max, kata_memory_max] = MEMORY_MAX_ANNOTATIONS.map(annotation);
+    let [vcpus_max, kata_vcpus_max] = VCPUS_MAX_ANNOTATIONS.map(annotation);
+    let given = |text: &&str| *text != "0";
     let mib = |text: &str| text.parse().ok();
     let count = |text: &str| text.parse().ok();
     Ok(Asked {
@@ -107,6 +125,16 @@ pub(super) fn annotated(
         vcpus: number(vcpus.0, vcpus.1, count)?
             .or(section.vcpus)
             .or(number(kata_vcpus.0, kata_vcpus.1, whole)?),
+        memory_max_mib: number(memory_max.0, memory_max.1, mib)?.or(number(
+            kata_memory_max.0,
+            kata_memory_max.1.filter(given),
+            mib,
+        )?),
+        vcpus_max: number(vcpus_max.0, vcpus_max.1, count)?.or(number(
+            kata_vcpus_max.0,
+            kata_vcpus_max.1.filter(given),
+            count,
+        )?),
     })
 }
 
@@ -155,7 +183,7 @@ mod tests {
             .collect();
         let section = Asked {
             memory_mib: Some(300),
-            vcpus: None,
+            ..Asked::default()
         };
         annotated(&pairs, section).map_err(|error| error.to_string())
     }
@@ -165,6 +193,7 @@ mod tests {
         let asked = Asked {
             memory_mib: Some(1024),
             vcpus: Some(3),
+            ..Asked::default()
         };
         assert_eq!(
             of(r#"{"hwConfig": {"vcpus": 3, "memory": 1073741824}}"#),
@@ -202,6 +231,19 @@ mod tests {
         assert_eq!(vcpus("2.0"), Ok(Some(2)));
         assert_eq!(vcpus("0.5"), Ok(Some(1)));
         assert!(vcpus("0").is_err() && vcpus("-1").is_err() && vcpus("1.x").is_err());
+    }
+
+    #[test]
+    fn katas_maximum_of_0_is_none() {
+        let key = "io.katacontainers.config.hypervisor.default_maxmemory";
+        let most = |pairs: &[(&str, &str)]| annotations(pairs).map(|asked| asked.memory_max_mib);
+        assert_eq!(most(&[(key, "0")]), Ok(None));
+        assert_eq!(most(&[(key, "900")]), Ok(Some(900)));
+        assert_eq!(
+            most(&[(key, "900"), ("io.husk.max-memory", "800")]),
+            Ok(Some(800))
+        );
+        assert!(most(&[("io.husk.max-memory", "0")]).is_err());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::Interest;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, Stats};
 
 use crate::polled::{self, Polled};
@@ -33,6 +33,8 @@ pub(crate) struct Control {
     socket: Arc<Polled>,
     waiting: Waiting,
     next_id: Arc<AtomicU64>,
+    /// What [`Event::Resized`] said last.
+    resized: watch::Receiver<u32>,
 }
 
 /// An event, and the descriptor that came beside it.
@@ -84,16 +86,19 @@ impl Waiting {
 
 /// Takes over the supervisor's end of a control socket.
 pub(crate) fn open(socket: OwnedFd) -> io::Result<(Control, mpsc::Receiver<Arrived>)> {
+    let (resized, seen) = watch::channel(0);
     let control = Control {
         socket: Arc::new(polled::watch(socket)?),
         waiting: Waiting::default(),
         next_id: Arc::new(AtomicU64::new(1)),
+        resized: seen,
     };
     let (events, arrived) = mpsc::channel(EVENTS_AHEAD_MAX);
     tokio::spawn(receive_all(
         control.socket.clone(),
         control.waiting.clone(),
         events,
+        resized,
     ));
     Ok((control, arrived))
 }
@@ -117,6 +122,20 @@ impl Control {
     /// The reverse.
     pub(crate) async fn resume(&self) -> Result<(), ControlError> {
         self.done(Command::Resume, None).await
+    }
+
+    /// Asks the guest to have this much memory, and waits for as long as it takes until it has.
+    pub(crate) async fn resize(&self, memory_mib: u32) -> Result<(), ControlError> {
+        let mut resized = self.resized.clone();
+        resized.mark_unchanged();
+        self.done(Command::Resize { memory_mib }, None).await?;
+        loop {
+            resized.changed().await.map_err(|_| ControlError::Closed)?;
+            // What an earlier call asked for may be reached late.
+            if *resized.borrow_and_update() == memory_mib {
+                return Ok(());
+            }
+        }
     }
 
     /// Asks the VMM what it knows about itself.
@@ -162,7 +181,12 @@ impl Control {
 }
 
 /// Receives until the socket closes or the VMM breaks the protocol.
-async fn receive_all(socket: Arc<Polled>, waiting: Waiting, events: mpsc::Sender<Arrived>) {
+async fn receive_all(
+    socket: Arc<Polled>,
+    waiting: Waiting,
+    events: mpsc::Sender<Arrived>,
+    resized: watch::Sender<u32>,
+) {
     let mut buffer = vec![0; PACKET_MAX_BYTES];
     loop {
         let received = socket
@@ -186,6 +210,9 @@ async fn receive_all(socket: Arc<Polled>, waiting: Waiting, events: mpsc::Sender
                 if let Some(answer) = waiting.take(id) {
                     let _ = answer.send(result);
                 }
+            }
+            Ok(Message::Event(Event::Resized { memory_mib })) => {
+                resized.send_replace(memory_mib);
             }
             Ok(Message::Event(event)) => {
                 // Once nobody listens a guest that dials on is not worth a line: its connection ends here.

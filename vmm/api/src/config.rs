@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+/// Memory beyond that of the boot is plugged and unplugged in blocks of this size.
+pub const MEMORY_BLOCK_MIB: u32 = 2;
+
 /// Everything a VMM must know to build and boot its machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -15,8 +18,12 @@ pub struct VmConfig {
     pub id: String,
     /// How many vCPUs there are and how many are online at boot.
     pub cpus: Cpus,
-    /// Guest memory, MiB.
+    /// Guest memory at boot, MiB.
     pub memory_mib: u32,
+    /// What it can grow to ([`crate::Command::Resize`]), MiB, counted in whole blocks of [`MEMORY_BLOCK_MIB`] beyond `memory_mib`. 0, or no more than
+    /// `memory_mib`: it cannot.
+    #[serde(default)]
+    pub memory_max_mib: u32,
     /// An uncompressed ELF `vmlinux`.
     pub kernel: PathBuf,
     /// An uncompressed cpio archive with `/init`.

@@ -28,6 +28,12 @@ pub enum Command {
     Pause,
     /// Start devices and vCPUs again. Allowed while paused.
     Resume,
+    /// Ask the guest to have this much memory: between what it has booted with and `memory_max_mib`, the difference a multiple of
+    /// [`crate::MEMORY_BLOCK_MIB`]. Replied at once; [`Event::Resized`] follows when it is so, which is up to the guest.
+    Resize {
+        /// All of the guest's memory.
+        memory_mib: u32,
+    },
     /// Ask for [`Stats`].
     Stats,
     /// End the machine now, without asking the guest. The VMM replies, then exits with [`crate::ExitCode::Stopped`].
@@ -73,6 +79,8 @@ pub struct Stats {
     pub user_exits: u64,
     /// Times a vCPU left guest mode for any reason, as KVM counts them; None where KVM has no binary statistics.
     pub kvm_exits: Option<u64>,
+    /// The memory that the guest has now: what it booted with, and what it has plugged.
+    pub memory_mib: u32,
     /// When the machine passed its milestones, oldest first.
     pub timeline: Vec<TimelineMark>,
 }
@@ -96,6 +104,11 @@ pub enum Event {
     Accepted {
         /// The host port dialled.
         port: u32,
+    },
+    /// The guest has as much memory as the last [`Command::Resize`] asked for. Comes once for each.
+    Resized {
+        /// How much.
+        memory_mib: u32,
     },
     /// The machine has ended; the VMM exits right after this.
     Stopped {

@@ -17,7 +17,7 @@ mod control;
 mod exit;
 mod probe;
 
-pub use config::{Cpus, Jail, Share, VmConfig, Vsock};
+pub use config::{Cpus, Jail, MEMORY_BLOCK_MIB, Share, VmConfig, Vsock};
 pub use control::{
     Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, Stats, StopReason,
     TimelineMark,

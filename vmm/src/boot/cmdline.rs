@@ -27,6 +27,10 @@ const WORDS: &[(&str, &str)] = &[
     ),
 ];
 
+/// For a machine that grows: what it gains is kept for pages that can be moved, as far as the kernel's own need allows, so that it can be
+/// given back.
+const MOVABLE: &str = "memory_hotplug.online_policy=auto-movable";
+
 /// Why there is no command line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CmdlineError {
@@ -52,6 +56,9 @@ pub fn compose(
 ) -> Result<String, CmdlineError> {
     let mut line: Vec<String> = WORDS.iter().map(|(word, _)| (*word).to_owned()).collect();
     line.extend(online.map(|count| format!("maxcpus={count}")));
+    if slots.contains(&Slot::Mem) {
+        line.push(MOVABLE.to_owned());
+    }
     line.extend(slots.iter().map(|slot| {
         let kib = VIRTIO_WINDOW_BYTES / 1024;
         format!(

@@ -12,7 +12,8 @@
 //! looks at what is wanted only after `KVM_RUN` was interrupted, when no access of the guest's is half done, so a paused vCPU can be saved.
 //! A vCPU the kernel has not started yet is running too: it waits for its start-up interrupt inside `KVM_RUN`.
 //!
-//! Ways to fail: KVM refuses to run ([`VcpuError::Run`]), or the guest does what no guest does ([`VcpuError::Exit`]). The machine then ends.
+//! Ways to fail: KVM refuses to run ([`VcpuError::Run`]), the guest touches memory it has not plugged ([`VcpuError::Memory`]), or it does what
+//! no guest does ([`VcpuError::Exit`]). The machine then ends.
 
 /// Exits and what to do about them.
 pub mod exit;
@@ -66,6 +67,12 @@ pub enum VcpuError {
         /// KVM's reason.
         #[source]
         source: errno::Error,
+    },
+    /// It touched memory that is not plugged, or the host has none left.
+    #[error("vcpu {id} touched memory that the machine does not have")]
+    Memory {
+        /// Which vCPU.
+        id: u8,
     },
     /// It left the guest for a reason there is no answer to.
     #[error("vcpu {id}")]
@@ -219,6 +226,7 @@ impl Runner {
                     }
                     // A vCPU that got its start-up interrupt.
                     rustix::io::Errno::AGAIN => {}
+                    rustix::io::Errno::FAULT => return Err(VcpuError::Memory { id }),
                     _ => return Err(VcpuError::Run { id, source: error }),
                 },
             }

@@ -32,6 +32,8 @@ pub mod worker;
 pub mod console;
 /// Files of the host by FUSE.
 pub mod fs;
+/// Memory that comes and goes.
+pub mod mem;
 /// Entropy.
 pub mod rng;
 /// Stream sockets between host and guest.

@@ -3,6 +3,8 @@
 //! Queue positions are the transport's part ([`crate::QueueState`]); here is what each device adds. A variant belongs to one device; a
 //! device that is given another's refuses to start.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// A device's own state.
@@ -18,6 +20,13 @@ pub enum SavedDevice {
         pause: u64,
         /// The request that begins the session in another process. None when the guest holds files, which another process cannot know.
         init: Option<Vec<u8>>,
+    },
+    /// A memory device. What is plugged is the guest's for as long as the guest lives, whatever happens to the device.
+    Mem {
+        /// What the guest is asked to have plugged, bytes.
+        requested: u64,
+        /// The blocks that are plugged.
+        plugged: Vec<Range<u64>>,
     },
     /// A socket device that was running. Its connections are descriptors: the process that has them goes on with them, another resets them.
     Vsock,
