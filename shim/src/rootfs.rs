@@ -70,7 +70,7 @@ pub(crate) enum RootfsError {
     },
     #[error("the mount source {} is a {kind}, which ends at the border of a VM", path.display())]
     Kind { path: PathBuf, kind: &'static str },
-    #[error("cannot show the container's files on the host")]
+    #[error("cannot show the container on the host")]
     View(#[source] io::Error),
     #[error("cannot mount {} of type {typ}", what.display())]
     Mount {
@@ -144,7 +144,6 @@ impl Share {
             volumes: volumes
                 .map(|(number, bind)| (mounts.join(number.to_string()), bind.destination.clone()))
                 .collect(),
-            network: host.network.clone(),
             staging: self.staging.join("dir"),
         }
     }

@@ -85,11 +85,17 @@ async fn make(
     let mut stopped = begun.hook_state.clone();
     stopped.status = Status::Stopped;
     let made = async {
-        // Hooks are to find the container behind its pid.
+        if let Some(face) = &begun.face {
+            let network = split.host.network.clone();
+            face.show_network(network)
+                .await
+                .map_err(RootfsError::View)?;
+        }
+        let streams = make_in_guest(&begun, &request, split).await?;
         if let Some(face) = &begun.face {
             face.show(view).await.map_err(RootfsError::View)?;
         }
-        make_in_guest(&begun, &request, split).await
+        Ok(streams)
     };
     match made.await {
         Ok(streams) => Ok((files, streams)),

@@ -2,8 +2,8 @@
 //! file system and volumes, the container's network namespace, and nothing of the host's.
 //!
 //! ```text
-//!   main thread     waits ── a container is made ─► enters the container's view ── waits ─► ends with the other one's result
-//!   second thread   the supervisor, with the host's view ─────────────────────────────────► ends
+//!   main thread     waits ── enters the network ── waits ── a container is made ─► enters its view ── waits ─► ends with the other's result
+//!   second thread   the supervisor, with the host's view ───────────────────────────────────────────────► ends
 //! ```
 //!
 //! Engines enter the mount namespace of a running container to copy files (`podman cp`), and their hooks set up what they find behind
@@ -33,20 +33,35 @@ pub(crate) struct View {
     pub(crate) rootfs: PathBuf,
     /// Where each volume is mounted, and where it is in the container.
     pub(crate) volumes: Vec<(PathBuf, PathBuf)>,
-    /// The network namespace; without one, a new one.
-    pub(crate) network: Option<PathBuf>,
     /// A directory to build it on.
     pub(crate) staging: PathBuf,
 }
 
-type Order = (View, oneshot::Sender<io::Result<()>>);
+/// What the main thread is told to enter, and where it says how that went.
+type Order = (Part, oneshot::Sender<io::Result<()>>);
+
+#[derive(Debug)]
+enum Part {
+    /// The network namespace; without a path, a new one.
+    Network(Option<PathBuf>),
+    View(View),
+}
 
 impl Face {
-    /// Shows `view` from now on.
+    /// Shows a network namespace from now on: the one at `path`, or a new one. For hooks, which run before there is a container.
+    pub(crate) async fn show_network(&self, path: Option<PathBuf>) -> io::Result<()> {
+        self.order(Part::Network(path)).await
+    }
+
+    /// Shows `view` from now on. The guest has made the places of its volumes.
     pub(crate) async fn show(&self, view: View) -> io::Result<()> {
+        self.order(Part::View(view)).await
+    }
+
+    async fn order(&self, part: Part) -> io::Result<()> {
         let gone = || io::Error::other("the main thread is gone");
         let (done, shown) = oneshot::channel();
-        self.0.send((view, done)).map_err(|_| gone())?;
+        self.0.send((part, done)).map_err(|_| gone())?;
         shown.await.map_err(|_| gone())?
     }
 }
@@ -60,21 +75,29 @@ pub(super) fn while_shown<T: Send + 'static>(
         .name("supervisor".into())
         .spawn(move || supervisor(Face(face)))?;
     // Ends with the last sender, which is the other thread's.
-    for (view, done) in orders {
+    for (part, done) in orders {
+        let entered = match part {
+            Part::Network(path) => enter_network(path.as_deref()),
+            Part::View(view) => enter(&view),
+        };
         // Whoever asked may have given up.
-        let _ = done.send(enter(&view));
+        let _ = done.send(entered);
     }
     thread
         .join()
         .map_err(|_| io::Error::other("the supervisor panicked"))
 }
 
-/// Makes this thread's namespaces those of the container, with nothing but `view`.
-fn enter(view: &View) -> io::Result<()> {
-    match &view.network {
+fn enter_network(path: Option<&Path>) -> io::Result<()> {
+    match path {
         Some(path) => nix::sched::setns(File::open(path)?, CloneFlags::CLONE_NEWNET)?,
         None => nix::sched::unshare(CloneFlags::CLONE_NEWNET)?,
     }
+    Ok(())
+}
+
+/// Makes this thread's mount namespace one of its own, with nothing but `view`.
+fn enter(view: &View) -> io::Result<()> {
     nix::sched::unshare(CloneFlags::CLONE_NEWNS)?;
     // What goes from here must not go from the supervisor's namespace.
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
