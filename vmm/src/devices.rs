@@ -44,6 +44,9 @@ pub enum ResizeError {
     /// RAM stays.
     #[error("a machine keeps the memory with which it has booted")]
     BelowBoot,
+    /// KVM.
+    #[error("kvm")]
+    Kvm(#[source] KvmError),
     /// Not so much.
     #[error("memory beyond that of the boot")]
     Request(#[source] RequestError),
@@ -152,13 +155,13 @@ impl Devices {
         self.mem.as_ref()
     }
 
-    /// Asks the guest to have so many bytes plugged.
-    pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+    /// Asks the guest to have so many bytes plugged, of the region's first `usable` ones.
+    pub fn resize(&self, bytes: u64, usable: u64) -> Result<(), ResizeError> {
         let transport = self.slots[Slot::Mem as usize].as_ref();
         let (Some(mem), Some(transport)) = (&self.mem, transport) else {
             return Err(ResizeError::Fixed);
         };
-        mem.request(bytes).map_err(ResizeError::Request)?;
+        mem.request(bytes, usable).map_err(ResizeError::Request)?;
         lock(transport)
             .irq()
             .configuration()

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 
 use kvm_bindings::{
@@ -66,6 +67,12 @@ pub enum KvmError {
     /// A list is longer than KVM takes.
     #[error("too many entries for kvm")]
     TooManyEntries,
+    /// A range of guest addresses is not memory.
+    #[error("guest address {address:#x} is not in memory")]
+    Outside {
+        /// Where it begins.
+        address: u64,
+    },
     /// A descriptor could not be duplicated.
     #[error("duplicate an eventfd")]
     Duplicate(#[source] io::Error),
@@ -145,23 +152,55 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Gives the VM its memory, one slot per mapping. `memory` is never unmapped ([`memory::allocate`]).
-    pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), KvmError> {
-        for (slot, (guest_phys_addr, userspace_addr, memory_size)) in
-            (0u32..).zip(memory::mappings(memory))
-        {
-            let region = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr,
-                memory_size,
-                userspace_addr,
-            };
-            // SAFETY: the mapping is as long as it says, lives as long as the process, and is only accessed as guest memory.
-            unsafe { self.vm.set_user_memory_region(region) }
-                .map_err(call("give the vm its memory"))?;
+    /// Gives the VM its memory below the guest address `end`, one slot per mapping; returns how many slots that took.
+    /// `memory` is never unmapped ([`memory::allocate`]).
+    pub fn set_memory(&self, memory: &GuestMemory, end: u64) -> Result<u32, KvmError> {
+        let mut slots = 0;
+        for mapping in memory::mappings(memory) {
+            if mapping.0 < end {
+                self.set_slot(slots, mapping)?;
+                slots += 1;
+            }
         }
-        Ok(())
+        Ok(slots)
+    }
+
+    /// Gives the VM one range of guest addresses more, as slot number `slot`.
+    pub fn add_memory(
+        &self,
+        slot: u32,
+        memory: &GuestMemory,
+        range: &Range<u64>,
+    ) -> Result<(), KvmError> {
+        let outside = || KvmError::Outside {
+            address: range.start,
+        };
+        let mapping = memory::mappings(memory)
+            .into_iter()
+            .find(|(guest, _, length)| {
+                *guest <= range.start && range.end <= guest.saturating_add(*length)
+            });
+        let (guest, host, _) = mapping.ok_or_else(outside)?;
+        let part = (
+            range.start,
+            host + (range.start - guest),
+            range.end - range.start,
+        );
+        self.set_slot(slot, part)
+    }
+
+    /// A part of a mapping of guest memory: guest address, host address, length.
+    fn set_slot(&self, slot: u32, part: (u64, u64, u64)) -> Result<(), KvmError> {
+        let (guest_phys_addr, userspace_addr, memory_size) = part;
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr,
+            memory_size,
+            userspace_addr,
+        };
+        // SAFETY: the mapping is as long as it says, lives as long as the process, and is only accessed as guest memory.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(call("give the vm memory"))
     }
 
     /// Creates vCPU number `id`.

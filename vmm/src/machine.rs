@@ -8,6 +8,7 @@
 //! A paused machine is plain state: registers KVM can be asked for, queue positions, guest memory.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
@@ -71,8 +72,22 @@ pub struct Machine {
     running: bool,
     /// At boot.
     memory_bytes: u64,
-    _vm: Vm,
+    region: Region,
+    vm: Vm,
 }
+
+/// Guest addresses of memory that comes and goes. KVM keeps tables for each page of a memory slot, so no more of them is one than was asked for.
+#[derive(Debug)]
+struct Region {
+    addresses: Range<u64>,
+    /// Bytes, from the first address on, that are memory slots.
+    usable: u64,
+    next_slot: u32,
+    memory: Arc<GuestMemory>,
+}
+
+/// More than is asked for is usable, two of Linux's usual memory blocks, so that a driver that has one in use in part can go on in the next.
+const USABLE_BEYOND_BYTES: u64 = 256 << 20;
 
 impl Machine {
     /// Builds the machine, paused before its first instruction.
@@ -85,8 +100,15 @@ impl Machine {
         let vm = host.kvm.create_vm().map_err(MachineError::Kvm)?;
         let memory = memory::allocate(&ram(plan.memory_bytes), &plan.region)
             .map_err(MachineError::Memory)?;
-        vm.set_memory(&memory).map_err(MachineError::Kvm)?;
         let memory = Arc::new(memory);
+        let region = Region {
+            addresses: plan.region.clone(),
+            usable: 0,
+            next_slot: vm
+                .set_memory(&memory, plan.region.start)
+                .map_err(MachineError::Kvm)?,
+            memory: Arc::clone(&memory),
+        };
         let entry = load(plan, &host, &memory)?;
         let confine = seccomp::confine(plan.jail.seccomp);
         let fds = vcpus(&host.kvm, &vm, plan.cpus.max, entry).map_err(MachineError::Kvm)?;
@@ -117,7 +139,8 @@ impl Machine {
             ending,
             running: false,
             memory_bytes: plan.memory_bytes,
-            _vm: vm,
+            region,
+            vm,
         })
     }
 
@@ -160,12 +183,13 @@ impl Machine {
     }
 
     /// Asks the guest to have this much memory.
-    pub fn resize(&self, memory_mib: u32) -> Result<(), ResizeError> {
+    pub fn resize(&mut self, memory_mib: u32) -> Result<(), ResizeError> {
         let bytes = u64::from(memory_mib) << 20;
         let more = bytes
             .checked_sub(self.memory_bytes)
             .ok_or(ResizeError::BelowBoot)?;
-        self.devices.resize(more)
+        let usable = self.region.extend(&self.vm, more)?;
+        self.devices.resize(more, usable)
     }
 
     /// The memory that the guest has now, MiB.
@@ -204,6 +228,22 @@ impl Machine {
     #[must_use]
     pub fn ending(&self) -> &Ending {
         &self.ending
+    }
+}
+
+impl Region {
+    /// Makes enough of the region usable for `bytes` of it; returns how much is.
+    fn extend(&mut self, vm: &Vm, bytes: u64) -> Result<u64, ResizeError> {
+        let Range { start, end } = self.addresses;
+        let usable = bytes.saturating_add(USABLE_BEYOND_BYTES).min(end - start);
+        if usable > self.usable {
+            let range = start + self.usable..start + usable;
+            vm.add_memory(self.next_slot, &self.memory, &range)
+                .map_err(ResizeError::Kvm)?;
+            self.next_slot += 1;
+            self.usable = usable;
+        }
+        Ok(self.usable)
     }
 }
 

@@ -57,7 +57,8 @@ pub enum MemoryError {
     Read(#[source] io::Error),
 }
 
-/// Makes memory at the given ranges of guest addresses `(start, length)`, and one mapping without access for the addresses of `region`, if there are any.
+/// Makes memory at the given ranges of guest addresses `(start, length)`, and one mapping without access for the addresses of `region`, if
+/// there are any.
 pub fn allocate(ranges: &[(u64, u64)], region: &Range<u64>) -> Result<GuestMemory, MemoryError> {
     let usable = ProtFlags::READ | ProtFlags::WRITE;
     let mut ranges: Vec<_> = ranges

@@ -93,7 +93,7 @@ fn look(found: &mut Probe) -> Result<(), ProbeError> {
 /// Instructions per second of a loop in guest kernel mode.
 fn speed(kvm: &Kvm) -> Result<u64, ProbeError> {
     let vm = kvm.create_vm()?;
-    vm.set_memory(&guest_memory()?)?;
+    vm.set_memory(&guest_memory()?, u64::MAX)?;
     let mut vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.supported_cpuid()?)
         .map_err(call("set the cpuid"))?;

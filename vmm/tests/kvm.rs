@@ -43,7 +43,7 @@ impl Guest {
         let vm = Kvm::open(1).unwrap().create_vm().unwrap();
         let memory = memory::allocate(&[(0, MEMORY_BYTES)], &REGION).unwrap();
         memory::write(&memory, CODE, code).unwrap();
-        vm.set_memory(&memory).unwrap();
+        vm.set_memory(&memory, u64::MAX).unwrap();
         let fd = vm.create_vcpu(0).unwrap();
         let mut special = fd.get_sregs().unwrap();
         (special.cs.base, special.cs.selector) = (0, 0);

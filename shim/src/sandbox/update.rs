@@ -5,8 +5,8 @@
 //!   less:                                            the limits are set ─► vCPUs are parked ─► memory is given back
 //! ```
 //!
-//! What the VM must be follows from the limits of all its containers ([`crate::spec::VmSize::extent_for`]); one update of a sandbox is under way at a time.
-//! Ways to fail: the VM cannot become large enough, or the guest does not take what it is given, or not the limits. The limits are then as
+//! What the VM must be follows from the limits of all its containers ([`crate::spec::VmSize::extent_for`]); one update of a sandbox is under
+//! way at a time. Ways to fail: the VM cannot become large enough, or the guest does not take what it is given, or not the limits. The limits are then as
 //! before, and what the VM has gained is taken back. Giving back is the guest's good will: what it keeps is logged.
 
 use std::time::Duration;

@@ -371,6 +371,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_resize_ends_when_its_own_amount_is_reached() {
+        let (vmm, control, _events) = FakeVmm::start();
+        let resized = |memory_mib| vmm.say(&Message::Event(Event::Resized { memory_mib }), None);
+        let done = |id, result| vmm.say(&Message::Reply { id, result }, None);
+        let other = control.clone();
+        let call = tokio::spawn(async move { control.resize(640).await });
+        let (request, _) = vmm.request().await;
+        assert_eq!(request.command, Command::Resize { memory_mib: 640 });
+        done(request.id, Ok(Reply::Done));
+        resized(512);
+        // Answered after the event has been seen.
+        let stats = tokio::spawn(async move { other.stats().await });
+        let (request, _) = vmm.request().await;
+        done(request.id, Ok(Reply::Stats(Stats::default())));
+        stats.await.unwrap().unwrap();
+        assert!(!call.is_finished());
+        resized(640);
+        call.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
     async fn a_gone_vmm_ends_waiting_calls_and_events() {
         let (vmm, control, mut events) = FakeVmm::start();
         let caller = control.clone();

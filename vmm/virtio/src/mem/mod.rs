@@ -4,7 +4,8 @@
 //! *unplugged*, and then nobody may touch it. The device only says how much it would like to be plugged; which blocks those are, and
 //! when, is the driver's choice.
 //!
-//! 1. The host changes `requested_size` in the configuration space and raises the configuration interrupt.
+//! 1. The host changes `requested_size` in the configuration space, and `usable_region_size` if that takes more of the region, and raises
+//!    the configuration interrupt.
 //! 2. The driver asks for blocks by PLUG requests, or, after having moved what is in them elsewhere, hands some over by UNPLUG (section 5.15.6).
 //! 3. The device answers ACK; NACK when that is more than is requested; BUSY when the host cannot do it now; ERROR when it makes no sense.
 //! 4. UNPLUG_ALL is for a driver that starts on a device it knows nothing of, STATE for one that wants to know.
@@ -74,6 +75,8 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     blocks: Blocks,
+    /// How many of the blocks, from the first on, the driver may ask about; never less than before.
+    usable: u64,
     /// Bytes, whole blocks.
     requested: u64,
     /// The guest has yet to come to what was requested: it is told of once for each request.
@@ -112,6 +115,7 @@ impl Mem {
     pub fn new(region: Range<u64>, backing: Box<dyn Backing>) -> io::Result<(Self, Host)> {
         let state = State {
             blocks: Blocks::new((region.end - region.start) / BLOCK_BYTES),
+            usable: 0,
             requested: 0,
             awaited: false,
         };
@@ -139,7 +143,7 @@ impl Mem {
         }
         let backing = self.backing.as_mut().ok_or(StartError::WrongState)?;
         for range in plugged {
-            if !state.blocks.are(range, false) {
+            if range.end > state.usable || !state.blocks.are(range, false) {
                 return Err(StartError::WrongState);
             }
             let worker = |source| StartError::Worker { name: NAME, source };
@@ -152,13 +156,15 @@ impl Mem {
 }
 
 impl Host {
-    /// Asks the guest to have `bytes` plugged. The caller raises the configuration interrupt.
-    pub fn request(&self, bytes: u64) -> Result<(), RequestError> {
+    /// Asks the guest to have `bytes` plugged of the region's first `usable` bytes, or of those that were usable before if these are more. The caller
+    /// raises the configuration interrupt.
+    pub fn request(&self, bytes: u64, usable: u64) -> Result<(), RequestError> {
         let mut state = self.shared.lock();
         let max_bytes = state.blocks.count() * BLOCK_BYTES;
-        if bytes > max_bytes || !bytes.is_multiple_of(BLOCK_BYTES) {
+        if bytes > usable || usable > max_bytes || !bytes.is_multiple_of(BLOCK_BYTES) {
             return Err(RequestError::Amount { bytes, max_bytes });
         }
+        state.usable = state.usable.max(usable / BLOCK_BYTES);
         state.requested = bytes;
         state.awaited = true;
         self.shared.tell(&mut state).map_err(RequestError::Tell)
@@ -201,6 +207,11 @@ impl State {
     /// Carries out a request of the driver's; None is one that makes no sense (section 5.15.6.2).
     fn answer(&mut self, request: Option<&Request>, backing: &mut dyn Backing) -> Response {
         match request {
+            Some(Request::Plug(range) | Request::Unplug(range) | Request::State(range))
+                if range.end > self.usable =>
+            {
+                Response::Error
+            }
             Some(Request::Plug(range)) if self.blocks.are(range, false) => {
                 if self.plugged() + (range.end - range.start) * BLOCK_BYTES > self.requested {
                     return Response::Nack;
@@ -268,7 +279,7 @@ impl Device for Mem {
             NODE,
             self.region.start,
             size,
-            size,
+            state.usable * BLOCK_BYTES,
             state.plugged(),
             state.requested,
         ];

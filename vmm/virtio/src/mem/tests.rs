@@ -88,7 +88,8 @@ impl Fixture {
     }
 
     fn request(&self, blocks: u64) {
-        self.host.request(blocks * BLOCK_BYTES).unwrap();
+        let usable = BLOCKS * BLOCK_BYTES;
+        self.host.request(blocks * BLOCK_BYTES, usable).unwrap();
     }
 
     /// Whether the host has been told that what it requested is so.
@@ -119,6 +120,7 @@ fn configuration_tells_region_and_sizes() {
 #[test]
 fn blocks_are_plugged_up_to_what_is_requested() {
     let mut fixture = Fixture::new();
+    fixture.request(0);
     assert_eq!(fixture.plug(0, 1), NACK);
     fixture.request(3);
     assert_eq!(fixture.plug(1, 2), ACK);
@@ -127,6 +129,18 @@ fn blocks_are_plugged_up_to_what_is_requested() {
     assert_eq!(fixture.host.plugged(), 3 * BLOCK_BYTES);
     let told = fixture.backing.told.lock().unwrap();
     assert_eq!(*told, [(1..3, true), (5..6, true)]);
+}
+
+#[test]
+fn only_the_usable_part_of_the_region_can_be_plugged() {
+    let mut fixture = Fixture::new();
+    let usable = |fixture: &Fixture| fixture.config(4) / BLOCK_BYTES;
+    assert_eq!((usable(&fixture), fixture.plug(0, 1)), (0, ERROR));
+    fixture.host.request(BLOCK_BYTES, 3 * BLOCK_BYTES).unwrap();
+    assert_eq!((usable(&fixture), fixture.plug(3, 1)), (3, ERROR));
+    assert_eq!(fixture.plug(2, 1), ACK);
+    fixture.host.request(0, BLOCK_BYTES).unwrap();
+    assert_eq!((usable(&fixture), fixture.unplug(2, 1)), (3, ACK));
 }
 
 #[test]
@@ -201,8 +215,10 @@ fn host_is_told_once_when_a_request_is_reached() {
     assert!(!fixture.is_told());
     fixture.request(2);
     assert!(fixture.is_told());
-    assert!(fixture.host.request(BLOCK_BYTES / 2).is_err());
-    assert!(fixture.host.request((BLOCKS + 1) * BLOCK_BYTES).is_err());
+    let most = BLOCKS * BLOCK_BYTES;
+    assert!(fixture.host.request(BLOCK_BYTES / 2, most).is_err());
+    assert!(fixture.host.request(most + 1, most + 1).is_err());
+    assert!(fixture.host.request(most, most - 1).is_err());
 }
 
 #[test]
@@ -225,6 +241,7 @@ fn another_device_goes_on_from_the_saved_state() {
     let backing = FakeBacking::default();
     let region = START..START + BLOCKS * BLOCK_BYTES;
     let (mut device, host) = Mem::new(region, Box::new(backing.clone())).unwrap();
+    host.request(3 * BLOCK_BYTES, 7 * BLOCK_BYTES).unwrap();
     device.adopt(3 * BLOCK_BYTES, &[1..2, 5..7]).unwrap();
     assert_eq!(host.plugged(), 3 * BLOCK_BYTES);
     let told = backing.told.lock().unwrap().clone();
