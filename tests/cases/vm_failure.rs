@@ -31,9 +31,11 @@ fn an_agent_that_never_answers_is_given_up() {
         .configured(&format!("initrd = {initrd:?}\nagent_timeout_s = 10\n"));
     let output = runtime.run(&Bundle::busybox());
     assert_eq!(output.status, 1, "{output:?}");
-    assert!(output.errors().contains("agent"), "{output:?}");
+    let errors = output.errors();
+    assert!(errors.contains("agent"), "{output:?}");
+    assert!(errors.contains("last milestone is init"), "{output:?}");
     assert!(
-        output.errors().contains("asleep"),
+        errors.contains("asleep"),
         "the guest's last lines are shown: {output:?}"
     );
 }

@@ -53,10 +53,14 @@ pub(crate) enum BootError {
     #[error("{0}")]
     Ended(Arc<VmEnd>),
     #[error(
-        "the agent did not answer within {} s; from its console:\n{console}",
+        "the agent did not answer within {} s: {progress}; from its console:\n{console}",
         after.as_secs()
     )]
-    Deadline { after: Duration, console: String },
+    Deadline {
+        after: Duration,
+        progress: String,
+        console: String,
+    },
     #[error("the agent was lost while it was set up")]
     Agent(#[from] AgentError),
 }
@@ -210,8 +214,22 @@ impl Setup {
             end = self.vm.ended() => Err(BootError::Ended(end)),
             () = tokio::time::sleep(self.deadline) => Err(BootError::Deadline {
                 after: self.deadline,
+                progress: self.progress().await,
                 console: self.vm.console.last_lines(LAST_LINES),
             }),
+        }
+    }
+
+    /// How far a guest came that hangs, in words.
+    async fn progress(&self) -> String {
+        match tokio::time::timeout(END_FOLLOWS, self.vm.control.stats()).await {
+            Ok(Ok(stats)) => {
+                let last = stats.timeline.last().map_or("none", |mark| &mark.name);
+                let exits = stats.kvm_exits.unwrap_or(stats.user_exits);
+                format!("its last milestone is {last}, it has left guest mode {exits} times")
+            }
+            Ok(Err(error)) => format!("its VMM says {error}"),
+            Err(_) => "its VMM does not answer either".to_owned(),
         }
     }
 
