@@ -33,7 +33,7 @@ fn an_agent_that_never_answers_is_given_up() {
     assert_eq!(output.status, 1, "{output:?}");
     let errors = output.errors();
     assert!(errors.contains("agent"), "{output:?}");
-    assert!(errors.contains("last milestone is init"), "{output:?}");
+    assert!(errors.contains("last milestone is kernel"), "{output:?}");
     assert!(
         errors.contains("asleep"),
         "the guest's last lines are shown: {output:?}"
