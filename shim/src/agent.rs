@@ -104,25 +104,25 @@ impl Agent {
         .await
     }
 
-    /// Makes a container from an OCI configuration whose paths are the guest's.
+    /// Makes a container from an OCI configuration whose paths are the guest's. Returns its init process's number in the guest.
     pub(crate) async fn create_container(
         &self,
         container_id: &str,
         spec: Vec<u8>,
         streams: Streams,
-    ) -> Result<(), AgentError> {
+    ) -> Result<u32, AgentError> {
         let request = CreateContainerRequest {
             container_id: container_id.to_owned(),
             spec,
             streams: MessageField::some(streams),
             ..Default::default()
         };
-        within(
+        let made = within(
             WORK_TIMEOUT,
             self.client.create_container(unbounded(), &request),
         )
         .await?;
-        Ok(())
+        Ok(made.pid)
     }
 
     /// Makes an exec from an OCI `process` object.

@@ -88,6 +88,22 @@ impl Cgroup {
         fs::write(self.dir.join("cgroup.procs"), pid.to_string())
     }
 
+    /// Moves a process in, which stands for a container. Returns where it was: it goes back there before the cgroup is removed.
+    pub(crate) fn adopt(&self, pid: i32) -> Option<Self> {
+        let adopted = Self::own().and_then(|home| self.enter(pid).map(|()| home));
+        adopted
+            .inspect_err(|e| tracing::warn!("{pid} is not in its container's cgroup: {e}"))
+            .ok()
+    }
+
+    /// Moves the process back, and removes the cgroup, in which nothing else is any more.
+    pub(crate) fn release(&self, pid: i32, home: Option<&Self>) {
+        let left = home.map_or(Ok(()), |home| home.enter(pid));
+        if let Err(e) = left.and_then(|()| self.remove()) {
+            tracing::warn!("cannot remove the cgroup {}: {e}", self.dir.display());
+        }
+    }
+
     /// Whether the kernel killed a process in it for memory.
     pub(crate) fn had_oom_kill(&self) -> bool {
         fs::read_to_string(self.dir.join("memory.events"))
@@ -107,6 +123,19 @@ impl Cgroup {
         match fs::remove_dir(&self.dir) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result,
+        }
+    }
+}
+
+/// A cgroup that was asked for must be had; the default one is worth a warning only.
+pub(crate) fn make(path: Option<&Path>, id: &str) -> Result<Option<Cgroup>, CgroupError> {
+    match Cgroup::create(path, id) {
+        Ok(cgroup) => Ok(Some(cgroup)),
+        Err(e) if path.is_some() => Err(e),
+        Err(e) => {
+            let error = anyhow::Error::from(e);
+            tracing::warn!("{id} has no cgroup of its own: {error:#}");
+            Ok(None)
         }
     }
 }

@@ -28,6 +28,10 @@ pub(crate) struct Container {
     pub(crate) execs: BTreeMap<String, Process>,
     /// Once they are mounted.
     pub(crate) files: Option<ContainerFiles>,
+    /// The process of this host that stands for it, if it is a member of another's sandbox.
+    pub(crate) stand_in: Option<i32>,
+    /// Its init process in the guest, once there is one.
+    pub(crate) guest_pid: Option<u32>,
     pub(crate) freezer: Freezer,
     /// What it may use of the VM.
     pub(crate) demand: Demand,
@@ -55,6 +59,8 @@ impl Container {
             init: Process::new(stdio),
             execs: BTreeMap::new(),
             files: None,
+            stand_in: None,
+            guest_pid: None,
             freezer: Freezer::Thawed,
             demand: host.demand,
             hooks: host.hooks.clone(),
@@ -138,6 +144,7 @@ impl Container {
             exit_status: self.init.exit().map(|exit| exit.status),
             annotations: self.annotations.clone(),
             poststop: self.hooks.poststop.clone(),
+            stand_in: self.stand_in,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 
@@ -57,6 +57,12 @@ fn refuse_networks(net: &Path) -> Result<(), SpecError> {
             why: REMEDY,
         }),
     }
+}
+
+/// Whether the namespace at `path` is that of the process `pid`.
+pub(crate) fn is_that_of(path: &Path, pid: i32) -> bool {
+    let of_process = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    identity(path).is_ok_and(|one| identity(&of_process).is_ok_and(|other| one == other))
 }
 
 fn identity(namespace: &Path) -> Result<(u64, u64), SpecError> {

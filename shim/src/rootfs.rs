@@ -27,7 +27,7 @@ use rustix::mount::{
 use crate::id_map;
 use crate::spec::{Bind, HostPart};
 use crate::state::StateDir;
-use crate::supervise::View;
+use crate::supervise::{View, Volume};
 
 /// Longest option string `mount(2)` takes: one page.
 const MOUNT_DATA_MAX_BYTES: usize = 4095;
@@ -142,7 +142,11 @@ impl Share {
         View {
             rootfs: files.dir.join("rootfs"),
             volumes: volumes
-                .map(|(number, bind)| (mounts.join(number.to_string()), bind.destination.clone()))
+                .map(|(number, bind)| Volume {
+                    source: mounts.join(number.to_string()),
+                    destination: bind.destination.clone(),
+                    read_only: false,
+                })
                 .collect(),
             staging: self.staging.join("dir"),
         }

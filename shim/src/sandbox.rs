@@ -110,7 +110,7 @@ pub(crate) enum Life {
     Idle,
     /// There are containers.
     Busy,
-    /// There are containers, and all have exited.
+    /// There are containers, and the sandbox's own, or without one all of them, have exited.
     Over,
     /// All is removed.
     Gone,
@@ -299,7 +299,7 @@ impl Sandbox {
     /// The hooks of a container, with the state to give them; an exec has none.
     fn hooks(&self, key: &ProcessKey, status: Status) -> Result<(Hooks, HookState), TaskError> {
         let container = self.container(&key.container)?;
-        let pid = self.machine()?.pid;
+        let pid = self.pid(&key.container);
         let (hooks, state) = container.hooks(&key.container, status, pid);
         Ok((
             if key.is_init() {
@@ -313,7 +313,7 @@ impl Sandbox {
 
     /// The agent's news of an exit.
     fn on_exit(&mut self, key: &ProcessKey, exit: Exit) {
-        let pid = self.pid();
+        let pid = self.pid(&key.container);
         let Ok(process) = self.process_mut(key) else {
             return tracing::debug!(process = %key, "an exit of an unknown process");
         };
@@ -332,9 +332,13 @@ impl Sandbox {
         self.save();
     }
 
-    /// The pid that was reported for every process.
-    fn pid(&self) -> i32 {
-        self.machine().map_or(0, |machine| machine.pid)
+    /// The pid that was reported for every process of a container.
+    fn pid(&self, container: &str) -> i32 {
+        let container = self.containers.get(container);
+        container
+            .and_then(|container| container.stand_in)
+            .or(self.machine.as_ref().map(|machine| machine.pid))
+            .unwrap_or(0)
     }
 
     /// The agent's news that the kernel killed a process of a container for memory.
@@ -356,8 +360,10 @@ impl Sandbox {
 
     /// Every process that has not exited has gone with the VM.
     fn lose_processes(&mut self) {
-        let (pid, exit) = (self.pid(), Exit::lost());
+        let exit = Exit::lost();
+        let own = self.machine.as_ref().map_or(0, |machine| machine.pid);
         for (id, container) in &mut self.containers {
+            let pid = container.stand_in.unwrap_or(own);
             for key in container.lose(id, exit) {
                 self.events.publish(Event::Exit { key, pid, exit });
             }
@@ -374,7 +380,7 @@ impl Sandbox {
         }
         let life = if self.containers.is_empty() {
             Life::Idle
-        } else if self.containers.values().all(Container::is_over) {
+        } else if self.is_over() {
             Life::Over
         } else {
             Life::Busy
@@ -388,6 +394,14 @@ impl Sandbox {
         });
     }
 
+    /// Whether the container is over whose sandbox it is; without one, whether all are.
+    fn is_over(&self) -> bool {
+        match self.containers.get(&self.id) {
+            Some(own) => own.is_over(),
+            None => self.containers.values().all(Container::is_over),
+        }
+    }
+
     fn record(&self) -> Record {
         let machine = self.machine.as_ref();
         let by_itself = |end: Arc<VmEnd>| {
@@ -398,6 +412,7 @@ impl Sandbox {
             id: self.id.clone(),
             bundle: self.bundle.clone(),
             created_ns: self.created_ns,
+            sandbox: None,
             supervisor: self.this,
             vmm: machine.map(|machine| machine.vm.process),
             pid: machine.map(|machine| machine.pid),

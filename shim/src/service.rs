@@ -27,6 +27,9 @@ const UNSUPPORTED: [&str; 1] = ["Checkpoint"];
 /// The API's names: one per version.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
+/// The option of Create by which the command line says which process stands for a member of the sandbox: its pid, JSON.
+pub(crate) const STAND_IN: &str = "husk.sandbox.v1.StandIn";
+
 struct TaskService {
     sandbox: Handle,
     /// Of the supervisor.
@@ -59,7 +62,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::CreateTaskRequest,
     ) -> ttrpc::Result<api::CreateTaskResponse> {
-        let pid = self.sandbox.create(create_request(request)).await?;
+        let pid = self.sandbox.create(create_request(request)?).await?;
         Ok(api::CreateTaskResponse {
             pid: pid.unsigned_abs(),
             ..Default::default()
@@ -240,8 +243,16 @@ fn key(container: String, exec: String) -> ProcessKey {
     ProcessKey { container, exec }
 }
 
-fn create_request(request: api::CreateTaskRequest) -> CreateRequest {
-    CreateRequest {
+fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateRequest> {
+    let options = request.options.into_option().unwrap_or_default();
+    let stand_in = match options.type_url.as_str() {
+        STAND_IN => Some(serde_json::from_slice(&options.value).map_err(|error| {
+            let text = format!("{STAND_IN} is not a pid: {error}");
+            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, text))
+        })?),
+        _ => None,
+    };
+    Ok(CreateRequest {
         id: request.id,
         bundle: PathBuf::from(request.bundle),
         rootfs: request.rootfs,
@@ -251,7 +262,8 @@ fn create_request(request: api::CreateTaskRequest) -> CreateRequest {
             stdout: request.stdout,
             stderr: request.stderr,
         },
-    }
+        stand_in,
+    })
 }
 
 fn exec_request(request: api::ExecProcessRequest) -> ExecRequest {

@@ -22,10 +22,12 @@ use crate::id_map::IdMap;
 
 mod capability;
 mod id_map;
+mod member;
 mod refuse;
 mod size;
 mod vm;
 
+pub(crate) use member::Shared;
 pub(crate) use size::{ConfiguredSize, Demand, Extent, HostSize, SizeError, VmSize};
 use vm::Asked;
 
@@ -35,8 +37,8 @@ const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=
 /// The two halves of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Split {
-    /// The guest's configuration, as JSON.
-    pub(crate) guest: Vec<u8>,
+    /// The guest's configuration, but for the namespaces that it shares.
+    pub(crate) guest: Spec,
     /// The host's part.
     pub(crate) host: HostPart,
 }
@@ -52,8 +54,12 @@ pub(crate) struct HostPart {
     pub(crate) terminal: bool,
     /// The container's hostname.
     pub(crate) hostname: Option<String>,
-    /// The network namespace that the VMM is to be in.
+    /// The sandbox whose VM it is to be in, if not one of its own.
+    pub(crate) sandbox: Option<String>,
+    /// The network namespace that whoever stands for the container is to be in.
     pub(crate) network: Option<PathBuf>,
+    /// The namespaces that a member of a sandbox shares, its network namespace included.
+    pub(crate) shared: Vec<Shared>,
     /// Where the host cgroup is to be.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// What the container may use.
@@ -137,8 +143,10 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
         hooks: refuse::hooks(&spec)?,
         ..HostPart::default()
     };
+    host.sandbox = member::sandbox(&host.annotations, id)?;
     if let Some(linux) = spec.linux() {
-        host.network = refuse::namespaces(linux)?;
+        host.shared = refuse::namespaces(linux, host.sandbox.is_some())?;
+        host.network = refuse::network_of(linux);
         check_hostname(&spec, linux)?;
         host.cgroups_path = linux.cgroups_path().clone();
         if let Some(resources) = linux.resources() {
@@ -169,13 +177,24 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
         if let Some(resources) = linux.resources_mut() {
             drop_cpu_numbers(resources);
         }
-        for namespace in linux.namespaces_mut().iter_mut().flatten() {
-            // Those of the host; the guest makes its own.
-            namespace.set_path(None);
-        }
     }
-    let guest = serde_json::to_vec(&spec).map_err(SpecError::Write)?;
-    Ok(Split { guest, host })
+    Ok(Split { guest: spec, host })
+}
+
+impl Split {
+    /// The guest's configuration as JSON, with namespaces that its kernel has already.
+    pub(crate) fn guest_json(
+        mut self,
+        joined: &[(LinuxNamespaceType, PathBuf)],
+    ) -> Result<Vec<u8>, SpecError> {
+        let linux = self.guest.linux_mut().as_mut();
+        let namespaces = linux.and_then(|linux| linux.namespaces_mut().as_mut());
+        for namespace in namespaces.into_iter().flatten() {
+            let path = joined.iter().find(|(kind, _)| *kind == namespace.typ());
+            namespace.set_path(path.map(|(_, path)| path.clone()));
+        }
+        serde_json::to_vec(&self.guest).map_err(SpecError::Write)
+    }
 }
 
 /// The process of an exec, an OCI `process` object, made fit for the guest. With it, whether it has a terminal.

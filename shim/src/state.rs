@@ -77,16 +77,19 @@ pub(crate) struct Record {
     pub(crate) bundle: PathBuf,
     /// When the sandbox was made, nanoseconds since 1970.
     pub(crate) created_ns: u64,
-    /// The process that owns all of it.
+    /// The sandbox that the container is a member of, if not one of its own: that sandbox's record says what the container does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox: Option<String>,
+    /// The process that owns all of it: the supervisor, or what stands for a member of another sandbox.
     pub(crate) supervisor: ProcessRef,
     /// The VMM, once started.
     pub(crate) vmm: Option<ProcessRef>,
-    /// What is reported as the pid of the containers, once there is a VMM.
+    /// What is reported as the pid of the containers, once there is a VMM. Members of a sandbox have one of their own.
     #[serde(default)]
     pub(crate) pid: Option<i32>,
     /// The host cgroup's directory that holds the VMM.
     pub(crate) cgroup: Option<PathBuf>,
-    /// In order of creation.
+    /// By id.
     pub(crate) containers: Vec<ContainerRecord>,
     /// Why the VM ended, if it did so by itself.
     pub(crate) ended: Option<String>,
@@ -114,6 +117,9 @@ pub(crate) struct ContainerRecord {
     /// Hooks that are owed when the container is removed.
     #[serde(default)]
     pub(crate) poststop: Vec<Hook>,
+    /// The process that stands for it and has a record of its own, if it is a member of another's sandbox.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) stand_in: Option<i32>,
 }
 
 /// A container's or a process's life, in the words of the OCI runtime specification.
@@ -363,6 +369,7 @@ mod tests {
         Record {
             id: "web".into(),
             bundle: "/bundles/web".into(),
+            sandbox: None,
             created_ns: 1,
             supervisor: ProcessRef {
                 pid: 7,

@@ -29,6 +29,7 @@ mod namespaces;
 mod pause;
 mod podman;
 mod ps;
+mod sandboxes;
 mod signals;
 mod size;
 mod states;

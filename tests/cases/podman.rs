@@ -1,6 +1,6 @@
 //! Podman finds what it expects of a runtime.
 
-use harness::{CommandLine as _, Podman};
+use harness::{CommandLine as _, Podman, Remains};
 
 use crate::engines;
 
@@ -86,4 +86,32 @@ fn health_and_figures_are_the_containers() {
     stats.assert_status(0);
     assert!(!stats.text().starts_with('0'), "{stats:?}");
     assert!(!stats.text().contains(" 0B /"), "{stats:?}");
+}
+
+#[test]
+fn a_pod_is_one_vm() {
+    let before = Remains::seen();
+    let podman = Podman::with_busybox();
+    let create = ["pod", "create", "--name", "pod", "--network", "none"];
+    let infra = ["--infra-image", "busybox", "--infra-command", "/bin/sleep 1000"];
+    // Below a pod's own cgroup Podman 4.3 lets nobody open a device, whatever the runtime.
+    let options = [&create[..], &infra, &["--share-parent=false"]].concat();
+    podman.call(&options).assert_status(0);
+    let server = "echo hello | nc -l -p 7000";
+    let script = format!("cat /proc/sys/kernel/random/boot_id; {server}; exit 3");
+    let web = ["run", "--detach", "--name", "web", "--pod", "pod", "busybox"];
+    let words = [&web[..], &["sh", "-c", &script]].concat();
+    podman.call(&words).assert_status(0);
+    let client = "until nc 127.0.0.1 7000; do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id";
+    let beside = ["run", "--rm", "--pod", "pod", "busybox", "sh", "-c", client];
+    let heard = podman.call(&beside);
+    heard.assert_status(0);
+    let waited = podman.call(&["wait", "web"]);
+    assert_eq!(waited.text(), "3\n", "{waited:?}");
+    let id = podman.inspect("web")["Id"].clone();
+    let boot = podman.call(&["logs", "web"]).text();
+    assert_eq!(heard.text(), format!("hello\n{boot}"));
+    let remove = ["pod", "rm", "--force", "--time", "0", "pod"];
+    podman.call(&remove).assert_status(0);
+    before.assert_nothing_new(id.as_str().unwrap(), &podman.runtime_root());
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow};
 use crate::assets;
 use crate::config::{Config, Options};
 use crate::kvm;
-use crate::spec;
+use crate::spec::{self, HostPart};
 use crate::state::check_id;
 
 /// How a container is to be made.
@@ -32,6 +32,9 @@ pub(super) struct ContainerArgs {
     /// Accepted; the VM has keyrings of its own in any case
     #[arg(long)]
     no_new_keyring: bool,
+    /// Be the process in the background that stands for the container; say so to this descriptor
+    #[arg(long, value_name = "FD", hide = true)]
+    pub(super) report_to: Option<i32>,
     /// A name for the container, not in use yet
     pub(super) id: String,
 }
@@ -41,8 +44,8 @@ pub(super) struct ContainerArgs {
 pub(super) struct Bundle {
     /// Absolute.
     pub(super) path: PathBuf,
-    /// Whether its process is to have a terminal.
-    pub(super) terminal: bool,
+    /// What it needs here.
+    pub(super) host: HostPart,
 }
 
 /// Looks at the bundle.
@@ -86,7 +89,7 @@ fn read(dir: &Path, id: &str) -> anyhow::Result<Bundle> {
         .with_context(|| format!("cannot run {}", path.display()))?;
     Ok(Bundle {
         path,
-        terminal: split.host.terminal,
+        host: split.host,
     })
 }
 
@@ -113,6 +116,6 @@ mod tests {
     fn configuration_of_husk_spec_wants_a_terminal() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), super::super::spec::CONFIG).unwrap();
-        assert!(read(dir.path(), "web").unwrap().terminal);
+        assert!(read(dir.path(), "web").unwrap().host.terminal);
     }
 }

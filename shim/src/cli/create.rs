@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Its streams are this command's own descriptors, which its supervisor keeps when this command has ended. The supervisor then is a
-//! child of whoever adopts this command's orphans, ends with the container, and has its exit status.
+//! child of whoever adopts this command's orphans, ends with the container, and has its exit status. For a container in another's
+//! sandbox it is a process of that container's own, see [`member`].
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use super::bundle::{self, Bundle, ContainerArgs};
 use super::foreground::{block_on, no_program, unless_ended, write_pid};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
+use super::member::{self, Role};
 use super::{Failure, console};
 use crate::config::Options;
 use crate::supervise::{self, StartArgs};
@@ -41,7 +43,16 @@ pub(super) fn in_background(
     start: bool,
 ) -> Result<ExitCode, Failure> {
     let bundle = bundle::inspect(options, args)?;
-    let terminal = console::of_background(bundle.terminal, args.console_socket.as_deref())?;
+    if let Some(sandbox) = bundle.host.sandbox.clone() {
+        return match args.report_to {
+            Some(report_to) => {
+                let role = Role::Background { report_to, start };
+                member::stand(options, args, bundle, &sandbox, role)
+            }
+            None => Ok(member::in_background(options, args, &bundle, start)?),
+        };
+    }
+    let terminal = console::of_background(bundle.host.terminal, args.console_socket.as_deref())?;
     let streams = match &terminal {
         Some(slave) => Streams::terminal(slave.as_raw_fd()),
         None => Streams::own(false),

@@ -13,7 +13,7 @@ use nix::libc::SIGKILL;
 
 use super::foreground::block_on;
 use super::tasks::Task;
-use super::{Failure, ending, remains};
+use super::{Failure, ending, record, remains};
 use crate::config::Options;
 use crate::state::{Record, StateDir, StateError, Status};
 use crate::supervise;
@@ -62,7 +62,11 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
 
 /// Ends the container, if that may be, and with it its supervisor.
 fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Failure> {
-    let status = record.containers.first().map(|container| container.status);
+    let status = match record::state(options, &args.id) {
+        Ok(state) => Some(state.status),
+        Err(StateError::NotFound(_)) => None,
+        Err(error) => return Err(error.into()),
+    };
     let patience = match status {
         Some(Status::Stopped) if !args.force => STOPPED,
         Some(Status::Created) => FORCED,

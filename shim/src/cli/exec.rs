@@ -2,7 +2,8 @@
 //!
 //! It is the container's own `process` with another command line, or a `process` object from a file.
 
-use std::os::fd::AsFd as _;
+use std::ffi::OsString;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -109,13 +110,7 @@ pub(super) fn run(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failur
     let has_terminal = process.terminal() == Some(true);
     let json = serde_json::to_vec(&process)?;
     if args.detach {
-        let background = Background {
-            id: &args.id,
-            process: &json,
-            terminal: console::of_background(has_terminal, args.console_socket.as_deref())?,
-            pid_file: args.pid_file.as_deref(),
-        };
-        return Ok(session::start(options, background)?);
+        return Ok(in_background(options, args, &json, has_terminal)?);
     }
     console::none_in_foreground(args.console_socket.as_deref())?;
     if args.report_to.is_some() {
@@ -127,6 +122,29 @@ pub(super) fn run(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failur
         None
     };
     block_on(live(options, args, json, terminal.as_ref()))
+}
+
+fn in_background(
+    options: &Options,
+    args: &ExecArgs,
+    process: &[u8],
+    has_terminal: bool,
+) -> anyhow::Result<ExitCode> {
+    let terminal = console::of_background(has_terminal, args.console_socket.as_deref())?;
+    let process = session::file_of(process).context("cannot pass the process on")?;
+    let path = session::path_of(process.as_raw_fd());
+    let mut words: Vec<OsString> = vec!["--process".into(), path.into()];
+    if let Some(path) = &args.pid_file {
+        words.extend(["--pid-file".into(), path.into()]);
+    }
+    words.push(args.id.clone().into());
+    let background = Background {
+        verb: "exec",
+        words,
+        kept: vec![process],
+        terminal,
+    };
+    session::start(options, background)
 }
 
 async fn live(

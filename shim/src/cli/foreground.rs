@@ -21,7 +21,7 @@ use super::tasks::{Task, TaskError};
 use crate::terminal::Terminal;
 
 /// The status of a process whose VM ended under it: as if killed.
-const LOST_STATUS: u32 = 137;
+pub(super) const LOST_STATUS: u32 = 137;
 
 /// Runs a verb that talks to a supervisor.
 pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -47,11 +47,20 @@ pub(super) async fn attend(
     unless_ended(signals, task.start())
         .await?
         .map_err(no_program)?;
+    started()?;
+    accompany(task, terminal, signals).await
+}
+
+/// Waits for the exit status of a process that has been started, or will be.
+pub(super) async fn accompany(
+    task: &Task,
+    terminal: Option<&Terminal>,
+    signals: &mut Signals,
+) -> Result<u32, Failure> {
     // The terminal of an exec is made with its start.
     if let Some(terminal) = terminal {
         resize(task, terminal).await;
     }
-    started()?;
     let ended = task.wait();
     tokio::pin!(ended);
     loop {

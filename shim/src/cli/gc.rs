@@ -139,6 +139,7 @@ mod tests {
             id: "web".into(),
             bundle: "/b".into(),
             created_ns: 0,
+            sandbox: None,
             supervisor,
             vmm: None,
             pid: None,
@@ -152,6 +153,7 @@ mod tests {
                 exit_status,
                 annotations: std::collections::BTreeMap::new(),
                 poststop: Vec::new(),
+                stand_in: None,
             }],
             ended: None,
         }

@@ -29,11 +29,13 @@ mod console;
 mod ending;
 /// A process in the foreground.
 mod foreground;
+/// A process that stands for a container in another's sandbox.
+mod member;
 /// What is known of a container from disk.
 mod record;
 /// What a dead supervisor left behind.
 mod remains;
-/// A process that stands for an exec in the background.
+/// A process in the background that stands for another.
 mod session;
 /// The signals to pass on.
 mod signals;

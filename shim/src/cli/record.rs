@@ -48,10 +48,34 @@ impl State {
 
 /// The state of container `id`.
 pub(super) fn state(options: &Options, id: &str) -> Result<State, StateError> {
-    StateDir::open(&options.root, id)?
-        .read()?
-        .and_then(|record| of(record, id))
-        .ok_or_else(|| StateError::NotFound(id.to_owned()))
+    let record = StateDir::open(&options.root, id)?.read()?;
+    let state = match record {
+        Some(record) => {
+            let status = status_in_sandbox(options, &record)?;
+            of(record, id, status)
+        }
+        None => None,
+    };
+    state.ok_or_else(|| StateError::NotFound(id.to_owned()))
+}
+
+/// What the supervisor of its sandbox says that a member is doing; None when it is none, or not made yet. Without that supervisor it has
+/// stopped.
+fn status_in_sandbox(options: &Options, record: &Record) -> Result<Option<Status>, StateError> {
+    let Some(sandbox) = &record.sandbox else {
+        return Ok(None);
+    };
+    let sandbox = match StateDir::open(&options.root, sandbox) {
+        Ok(state) => state.read()?,
+        Err(StateError::NotFound(_)) => None,
+        Err(error) => return Err(error),
+    };
+    let Some(sandbox) = sandbox.filter(|sandbox| sandbox.supervisor.open().is_some()) else {
+        return Ok(Some(Status::Stopped));
+    };
+    let mut containers = sandbox.containers.into_iter();
+    let found = containers.find(|container| container.id == record.id);
+    Ok(found.map(|container| container.status))
 }
 
 /// The processes of this host that container `id` is made of.
@@ -90,14 +114,14 @@ fn owner(directory: &Path) -> String {
     }
 }
 
-/// A container whose supervisor is dead has stopped, whatever was written last.
-fn of(record: Record, id: &str) -> Option<State> {
+/// A container whose supervisor, or stand-in, is dead has stopped, whatever was written last.
+fn of(record: Record, id: &str, in_sandbox: Option<Status>) -> Option<State> {
     let alive = record.supervisor.open().is_some();
     let container = record.containers.into_iter().find(|c| c.id == id)?;
-    let status = if alive {
-        container.status
-    } else {
-        Status::Stopped
+    let status = match (container.status, in_sandbox) {
+        _ if !alive => Status::Stopped,
+        (Status::Creating, Some(status)) => status,
+        (status, _) => status,
     };
     let pid = record.pid.filter(|_| status != Status::Stopped);
     Some(State {
@@ -123,6 +147,7 @@ mod tests {
             id: "web".into(),
             bundle: "/b".into(),
             created_ns: 0,
+            sandbox: None,
             supervisor,
             vmm: ProcessRef::of(1),
             pid: Some(1),
@@ -136,6 +161,7 @@ mod tests {
                 exit_status: None,
                 annotations: BTreeMap::new(),
                 poststop: Vec::new(),
+                stand_in: None,
             }],
             ended: None,
         }
@@ -144,7 +170,7 @@ mod tests {
     #[test]
     fn state_has_the_specifications_names() {
         let this = ProcessRef::of(std::process::id().try_into().unwrap()).unwrap();
-        let state = serde_json::to_value(of(record(this), "web").unwrap()).unwrap();
+        let state = serde_json::to_value(of(record(this), "web", None).unwrap()).unwrap();
         assert_eq!(
             state,
             serde_json::json!({
@@ -158,7 +184,7 @@ mod tests {
     #[test]
     fn a_wrong_state_is_refused_in_runcs_words() {
         let this = ProcessRef::of(std::process::id().try_into().unwrap()).unwrap();
-        let state = of(record(this), "web").unwrap();
+        let state = of(record(this), "web", None).unwrap();
         assert!(state.expect_one_of(&[Status::Running], "").is_ok());
         let error = state.expect_one_of(&[Status::Paused], "container not paused");
         assert_eq!(
@@ -173,7 +199,7 @@ mod tests {
             pid: 1,
             start_time: u64::MAX,
         };
-        let state = of(record(dead), "web").unwrap();
+        let state = of(record(dead), "web", None).unwrap();
         assert_eq!((state.status, state.pid), (Status::Stopped, 0));
     }
 }

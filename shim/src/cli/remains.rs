@@ -96,9 +96,10 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Runs the hooks that the supervisor did not live to run.
+/// Runs the hooks that the supervisor did not live to run. Those of a member are owed by its own record.
 pub(super) async fn poststop(record: &Record) {
-    for container in &record.containers {
+    let owed = record.containers.iter();
+    for container in owed.filter(|container| container.stand_in.is_none()) {
         let mut state = HookState::new(&container.id, Status::Stopped, 0, &container.bundle);
         state.annotations.clone_from(&container.annotations);
         hooks::run_anyway(&container.poststop, &state).await;
@@ -137,6 +138,7 @@ mod tests {
             id: "web".into(),
             bundle: "/b".into(),
             created_ns: 0,
+            sandbox: None,
             supervisor: ProcessRef {
                 pid: 1,
                 start_time: u64::MAX,

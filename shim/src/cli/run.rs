@@ -18,6 +18,7 @@ use anyhow::{Context as _, anyhow};
 
 use super::bundle::{self, Bundle, ContainerArgs};
 use super::foreground::{self, attend, exit_code, no_program, unless_ended, write_pid};
+use super::member::{self, Role};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
 use super::{Failure, console, create, ending, remains};
@@ -52,7 +53,15 @@ pub(super) fn run(options: &Options, args: &RunArgs) -> Result<ExitCode, Failure
     }
     console::none_in_foreground(args.container.console_socket.as_deref())?;
     let bundle = bundle::inspect(options, &args.container)?;
-    let terminal = if bundle.terminal {
+    if let Some(sandbox) = bundle.host.sandbox.clone() {
+        let role = if args.keep {
+            Role::Kept
+        } else {
+            Role::Foreground
+        };
+        return member::stand(options, &args.container, bundle, &sandbox, role);
+    }
+    let terminal = if bundle.host.terminal {
         Some(Terminal::open(std::io::stdin().as_fd())?)
     } else {
         None
@@ -107,7 +116,7 @@ async fn create_and_attend(
     terminal: Option<&Terminal>,
     signals: &mut Signals,
 ) -> Result<u32, Failure> {
-    let streams = Streams::own(bundle.terminal);
+    let streams = Streams::own(bundle.host.terminal);
     let pid = unless_ended(signals, task.create(&bundle.path, streams))
         .await?
         .map_err(no_program)?;

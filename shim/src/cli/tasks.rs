@@ -15,6 +15,7 @@ use ttrpc::asynchronous::ClientStreamReceiver;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
 use crate::inspect::InspectClient;
+use crate::service::STAND_IN;
 use crate::supervise::Supervisor;
 
 /// How long a supervisor may take for an order. It gives up a guest that hangs well before, and says so.
@@ -113,6 +114,30 @@ impl Task {
 
     /// Makes the container; its program waits for [`Task::start`]. Returns the pid to report.
     pub(super) async fn create(&self, bundle: &Path, streams: Streams) -> Result<u32, TaskError> {
+        self.create_with(bundle, streams, None).await
+    }
+
+    /// The same in the sandbox of another container, with the process `stand_in` to stand for it.
+    pub(super) async fn create_member(
+        &self,
+        bundle: &Path,
+        streams: Streams,
+        stand_in: u32,
+    ) -> Result<u32, TaskError> {
+        let options = Any {
+            type_url: STAND_IN.into(),
+            value: stand_in.to_string().into_bytes(),
+            ..Default::default()
+        };
+        self.create_with(bundle, streams, Some(options)).await
+    }
+
+    async fn create_with(
+        &self,
+        bundle: &Path,
+        streams: Streams,
+        options: Option<Any>,
+    ) -> Result<u32, TaskError> {
         let request = api::CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
@@ -120,6 +145,7 @@ impl Task {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
+            options: options.into(),
             ..Default::default()
         };
         let reply = self.client.create(unhurried(), &request).await;

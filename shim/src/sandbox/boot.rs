@@ -10,7 +10,6 @@
 
 use std::future::Future;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +23,7 @@ use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
 use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError};
-use crate::cgroup::{Cgroup, CgroupError};
+use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::process::{Exit, ProcessKey};
 use crate::spec::{HostSize, SizeError, VmSize};
 use crate::vm::{Arrived, SpawnError, Vm, VmEnd};
@@ -72,9 +71,9 @@ impl Sandbox {
             return Ok(machine.clone());
         }
         let size = host.demand.vm_size(self.config.size, host_size())?;
-        let cgroup = make_cgroup(host.cgroups_path.as_deref(), &self.id)?;
+        let cgroup = cgroup::make(host.cgroups_path.as_deref(), &self.id)?;
         if let (Some(cgroup), ReportedPid::Supervisor(_)) = (&cgroup, &self.reported_pid) {
-            self.home = enter(cgroup, self.this.pid);
+            self.home = cgroup.adopt(self.this.pid);
         }
         let config = self.vm_config(size, host);
         let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref());
@@ -122,13 +121,8 @@ impl Sandbox {
 
     /// Removes the cgroup, in which nothing but the supervisor is any more.
     pub(super) fn leave_cgroup(&self, cgroup: Option<&Cgroup>) {
-        let Some(cgroup) = cgroup else { return };
-        let left = self
-            .home
-            .as_ref()
-            .map_or(Ok(()), |home| home.enter(self.this.pid));
-        if let Err(e) = left.and_then(|()| cgroup.remove()) {
-            tracing::warn!("cannot remove the cgroup {}: {e}", cgroup.dir().display());
+        if let Some(cgroup) = cgroup {
+            cgroup.release(self.this.pid, self.home.as_ref());
         }
     }
 
@@ -308,25 +302,4 @@ fn host_size() -> HostSize {
         memory_mib: bytes / (1024 * 1024),
         cpus: u8::try_from(cpus).unwrap_or(u8::MAX),
     }
-}
-
-/// A cgroup that was asked for must be had; the default one is worth a warning only.
-fn make_cgroup(path: Option<&Path>, id: &str) -> Result<Option<Cgroup>, CgroupError> {
-    match Cgroup::create(path, id) {
-        Ok(cgroup) => Ok(Some(cgroup)),
-        Err(e) if path.is_some() => Err(e),
-        Err(e) => {
-            let error = anyhow::Error::from(e);
-            tracing::warn!("the VM runs in the supervisor's cgroup: {error:#}");
-            Ok(None)
-        }
-    }
-}
-
-/// Moves the supervisor in. Returns where it was: it goes back there before the cgroup is removed.
-fn enter(cgroup: &Cgroup, supervisor: i32) -> Option<Cgroup> {
-    let entered = Cgroup::own().and_then(|home| cgroup.enter(supervisor).map(|()| home));
-    entered
-        .inspect_err(|e| tracing::warn!("the supervisor is not in its container's cgroup: {e}"))
-        .ok()
 }

@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use containerd_shim_protos::api;
+use oci_spec::runtime::LinuxNamespaceType;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::exec::remove_with;
 use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::events::Event;
@@ -13,13 +15,13 @@ use crate::hooks::{self, HookState};
 use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, RootfsError, Share};
-use crate::spec::{self, HostPart, SpecError, Split};
+use crate::spec::{self, HostPart, Shared, SpecError, Split};
 use crate::state::{Status, check_id};
 use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
 use crate::supervise::Face;
 
 /// What is asked for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CreateRequest {
     pub(crate) id: String,
     /// Absolute.
@@ -27,16 +29,36 @@ pub(crate) struct CreateRequest {
     /// Mounts that make the root file system; none: it is `root.path`.
     pub(crate) rootfs: Vec<api::Mount>,
     pub(crate) stdio: Stdio,
+    /// The process that stands for it on this host, and lends it its streams: the container is a member of a sandbox that is another's,
+    /// and ends with that process.
+    pub(crate) stand_in: Option<i32>,
 }
 
 /// What the owner gave the operation to work with.
 pub(super) struct Begun {
+    handle: Handle,
     machine: Machine,
     share: Share,
     ids: Ids,
     hook_state: HookState,
-    /// Where the container is to be seen, if anywhere.
+    /// The pid to report.
+    pid: i32,
+    /// Whether engines find the container's network by that pid.
+    has_network: bool,
+    /// Where the container is to be shown, if that is to be done here.
     face: Option<Face>,
+    /// Whether there are others, for which the VM has been made.
+    is_further: bool,
+    /// Namespaces that it shares with others, by their paths in the guest.
+    pub(super) joined: Vec<(LinuxNamespaceType, PathBuf)>,
+}
+
+/// What a container is made of when it has been made.
+pub(super) struct Made {
+    pub(super) files: ContainerFiles,
+    pub(super) streams: ProcessStreams,
+    /// Its init process in the guest.
+    pub(super) guest_pid: u32,
 }
 
 impl Handle {
@@ -51,13 +73,12 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
     request.stdio.terminal = split.host.terminal;
     let key = ProcessKey::init(&request.id);
     let begun = {
-        let (key, host) = (key.clone(), split.host.clone());
-        let (bundle, stdio) = (request.bundle.clone(), request.stdio.clone());
+        let (request, host) = (request.clone(), split.host.clone());
         handle
-            .ask(move |sandbox| sandbox.begin_create(&key, bundle, stdio, &host))
+            .ask(move |sandbox| sandbox.begin_create(&request, &host))
             .await??
     };
-    let pid = begun.machine.pid;
+    let pid = begun.pid;
     let made = make(begun, request, split).await;
     handle
         .ask(move |sandbox| sandbox.end_create(&key, made))
@@ -72,11 +93,7 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
-async fn make(
-    begun: Begun,
-    request: CreateRequest,
-    split: Split,
-) -> Result<(ContainerFiles, ProcessStreams), TaskError> {
+async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, TaskError> {
     let files = begun
         .share
         .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
@@ -91,14 +108,18 @@ async fn make(
                 .await
                 .map_err(RootfsError::View)?;
         }
-        let streams = make_in_guest(&begun, &request, split).await?;
+        let made = make_in_guest(&begun, &request, split).await?;
         if let Some(face) = &begun.face {
             face.show(view).await.map_err(RootfsError::View)?;
         }
-        Ok(streams)
+        Ok(made)
     };
     match made.await {
-        Ok(streams) => Ok((files, streams)),
+        Ok((streams, guest_pid)) => Ok(Made {
+            files,
+            streams,
+            guest_pid,
+        }),
         Err(e) => {
             files.remove();
             // What other hooks have made is cleaned up by these.
@@ -112,20 +133,24 @@ async fn make_in_guest(
     begun: &Begun,
     request: &CreateRequest,
     split: Split,
-) -> Result<ProcessStreams, TaskError> {
+) -> Result<(ProcessStreams, u32), TaskError> {
     let outside = Outside::open(&request.stdio).map_err(crate::stdio::StdioError::from)?;
     let agent = begun.machine.agent().await?;
     hooks::run(&split.host.hooks.create, &begun.hook_state).await?;
-    if begun.face.is_some() {
-        network::check(begun.machine.pid)?;
+    if begun.has_network {
+        network::check(begun.pid)?;
     }
+    if begun.is_further {
+        begun.machine.make_room(&agent, &begun.handle).await?;
+    }
+    let spec = split.guest_json(&begun.joined)?;
     let control = &begun.machine.vm.control;
     let streams = ProcessStreams::open(control, begun.ids, outside).await?;
     match agent
-        .create_container(&request.id, split.guest, begun.ids.into())
+        .create_container(&request.id, spec, begun.ids.into())
         .await
     {
-        Ok(()) => Ok(streams),
+        Ok(guest_pid) => Ok((streams, guest_pid)),
         Err(e) => Err(begun.machine.explain(e).await),
     }
 }
@@ -157,60 +182,108 @@ async fn follow(handle: Handle, key: ProcessKey, console: Console) {
 impl Sandbox {
     pub(super) fn begin_create(
         &mut self,
-        key: &ProcessKey,
-        bundle: PathBuf,
-        stdio: Stdio,
+        request: &CreateRequest,
         host: &HostPart,
     ) -> Result<Begun, TaskError> {
         if self.closing {
             return Err(TaskError::Closing);
         }
+        let key = ProcessKey::init(&request.id);
         // An id is a directory's name in the share.
         if check_id(&key.container).is_err() {
-            return Err(TaskError::NotFound(key.clone()));
+            return Err(TaskError::NotFound(key));
         }
         if self.containers.contains_key(&key.container) {
-            return Err(TaskError::Exists(key.clone()));
+            return Err(TaskError::Exists(key));
         }
-        if let (None, Some(path)) = (&self.machine, &host.network) {
-            network::enter(path)?;
-        }
-        let machine = self
-            .machine_or_boot(host)
-            .map_err(|e| TaskError::Boot(Arc::new(e)))?;
-        if let Some(end) = machine.vm.end() {
-            return Err(TaskError::VmEnded(end));
-        }
-        if self.bundle.as_os_str().is_empty() {
-            self.bundle.clone_from(&bundle);
-        }
-        let ids = self.stream_ids.take(&stdio);
-        let container = Container::new(bundle, stdio, host);
-        let (_, hook_state) = container.hooks(&key.container, Status::Creating, machine.pid);
-        self.containers.insert(key.container.clone(), container);
+        let machine = self.machine_for_create(request, host)?;
+        let joined = self.joined(host)?;
+        let ids = self.stream_ids.take(&request.stdio);
+        let is_further = !self.containers.is_empty();
+        let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
+        container.stand_in = request.stand_in;
+        let pid = request.stand_in.unwrap_or(machine.pid);
+        let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);
+        self.containers.insert(key.container, container);
         self.save();
+        let face = match &self.reported_pid {
+            ReportedPid::Supervisor(face) => Some(face.clone()),
+            ReportedPid::Vmm => None,
+        };
         Ok(Begun {
+            handle: self.handle.clone(),
             machine,
             share: self.share.clone(),
             ids,
             hook_state,
-            face: match &self.reported_pid {
-                ReportedPid::Supervisor(face) => Some(face.clone()),
-                ReportedPid::Vmm => None,
-            },
+            pid,
+            has_network: face.is_some(),
+            face: face.filter(|_| request.stand_in.is_none()),
+            is_further,
+            joined,
         })
+    }
+
+    /// The VM for a new container. The first one boots it.
+    fn machine_for_create(
+        &mut self,
+        request: &CreateRequest,
+        host: &HostPart,
+    ) -> Result<Machine, TaskError> {
+        if self.machine.is_none() {
+            if request.stand_in.is_some() {
+                return Err(TaskError::NotFound(ProcessKey::init(&self.id)));
+            }
+            if let Some(path) = &host.network {
+                network::enter(path)?;
+            }
+            self.bundle.clone_from(&request.bundle);
+        }
+        let machine = self
+            .machine_or_boot(host)
+            .map_err(|e| TaskError::Boot(Arc::new(e)))?;
+        match machine.vm.end() {
+            Some(end) => Err(TaskError::VmEnded(end)),
+            None => Ok(machine),
+        }
+    }
+
+    /// The guest's paths of the namespaces that a new container shares.
+    fn joined(&self, host: &HostPart) -> Result<Vec<(LinuxNamespaceType, PathBuf)>, TaskError> {
+        let shared = host.shared.iter();
+        shared
+            .map(|shared| match self.guest_pid_in(shared) {
+                Some(pid) => Ok((shared.kind, shared.in_guest(pid))),
+                None => Err(shared.unknown().into()),
+            })
+            .collect()
+    }
+
+    /// A running process of the guest that is in a namespace. Where several have the same pid on the host, it is the sandbox's own.
+    fn guest_pid_in(&self, shared: &Shared) -> Option<u32> {
+        let own = self.containers.get_key_value(&self.id);
+        own.into_iter()
+            .chain(&self.containers)
+            .filter(|(_, container)| container.init.exit().is_none())
+            .find(|(id, _)| {
+                let pid = self.pid(id);
+                shared.pid() == Some(pid)
+                    || shared.kind == LinuxNamespaceType::Network
+                        && network::is_that_of(&shared.path, pid)
+            })
+            .and_then(|(_, container)| container.guest_pid)
     }
 
     pub(super) fn end_create(
         &mut self,
         key: &ProcessKey,
-        made: Result<(ContainerFiles, ProcessStreams), TaskError>,
+        made: Result<Made, TaskError>,
     ) -> Result<(), TaskError> {
-        let pid = self.pid();
+        let pid = self.pid(&key.container);
         let Some(container) = self.containers.get_mut(&key.container) else {
             return Err(TaskError::Closing);
         };
-        let (files, mut streams) = match made {
+        let mut made = match made {
             Ok(made) => made,
             Err(e) => {
                 self.containers.remove(&key.container);
@@ -225,17 +298,23 @@ impl Sandbox {
             bundle: container.bundle.clone(),
             stdio: container.init.stdio.clone(),
         });
-        container.files = Some(files);
+        container.files = Some(made.files);
+        container.guest_pid = Some(made.guest_pid);
         // It may have been killed, or the VM ended, in the meantime.
         if container.init.phase == Phase::Creating {
             container.init.phase = Phase::Created;
         } else {
-            streams.end_input();
+            made.streams.end_input();
         }
-        if let Some(console) = streams.take_console() {
+        if container.stand_in.is_some()
+            && let Some(lender) = made.streams.lender().and_then(|l| l.try_clone().ok())
+        {
+            tokio::spawn(remove_with(self.handle.clone(), key.clone(), lender));
+        }
+        if let Some(console) = made.streams.take_console() {
             tokio::spawn(follow(self.handle.clone(), key.clone(), console));
         }
-        container.init.streams = Some(streams);
+        container.init.streams = Some(made.streams);
         self.save();
         Ok(())
     }

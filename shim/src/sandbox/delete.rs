@@ -19,6 +19,8 @@ pub(crate) struct Deleted {
 /// What the owner gave the operation to work with.
 struct Begun {
     machine: Machine,
+    pid: i32,
+    is_member: bool,
     streams: Option<ProcessStreams>,
     /// The phase to go back to when the agent refuses.
     before: Phase,
@@ -52,9 +54,12 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
         .await?;
     result?;
     let (hooks, state) = hooks?;
-    hooks::run_anyway(&hooks.poststop, &state).await;
+    // Those of a member are run by who removes its record.
+    if !begun.is_member {
+        hooks::run_anyway(&hooks.poststop, &state).await;
+    }
     Ok(Deleted {
-        pid: begun.machine.pid,
+        pid: begun.pid,
         exit,
     })
 }
@@ -87,18 +92,23 @@ impl Sandbox {
                 phase: before,
             });
         }
+        let pid = self.pid(&key.container);
+        let is_member = self.container(&key.container)?.stand_in.is_some();
         let process = self.process_mut(key)?;
         process.phase = Phase::Deleting;
         // Output of a process that never ran is not waited for.
         let streams = process.streams.take().filter(|_| before == Phase::Stopped);
         Ok(Begun {
             machine,
+            pid,
+            is_member,
             streams,
             before,
         })
     }
 
     fn end_delete(&mut self, key: &ProcessKey, failed: Option<Phase>) -> Exit {
+        let pid = self.pid(&key.container);
         let Ok(process) = self.process_mut(key) else {
             return Exit::lost();
         };
@@ -117,7 +127,7 @@ impl Sandbox {
         }
         let exit = exit.unwrap_or_else(Exit::lost);
         if failed.is_none() {
-            let (key, pid) = (key.clone(), self.pid());
+            let key = key.clone();
             self.events.publish(Event::Deleted { key, pid, exit });
         }
         self.save();

@@ -162,7 +162,7 @@ impl Sandbox {
         let process = self.process(key)?;
         Ok(ProcessState {
             bundle: self.container(&key.container)?.bundle.clone(),
-            pid: self.machine()?.pid,
+            pid: self.pid(&key.container),
             phase: self.phase(key)?,
             stdio: process.stdio.clone(),
             exit: process.exit(),

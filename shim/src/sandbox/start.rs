@@ -15,7 +15,7 @@ impl Handle {
 }
 
 async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
-    let machine = {
+    let (machine, pid) = {
         let key = key.clone();
         handle
             .ask(move |sandbox| sandbox.begin_start(&key))
@@ -35,23 +35,24 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
         .await??;
     started?;
     hooks::run_anyway(&hooks.poststart, &state).await;
-    Ok(machine.pid)
+    Ok(pid)
 }
 
 impl Sandbox {
-    fn begin_start(&mut self, key: &ProcessKey) -> Result<Machine, TaskError> {
+    fn begin_start(&mut self, key: &ProcessKey) -> Result<(Machine, i32), TaskError> {
         let machine = self.machine_for(key, &[Phase::Created])?;
+        let pid = self.pid(&key.container);
         if matches!(self.reported_pid, ReportedPid::Supervisor(_)) && key.is_init() {
             // Engines may set up a network between create and start.
-            network::check(machine.pid)?;
+            network::check(pid)?;
         }
         self.process_mut(key)?.phase = Phase::Starting;
-        Ok(machine)
+        Ok((machine, pid))
     }
 
     /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted.
     fn end_start(&mut self, key: &ProcessKey, succeeded: bool) {
-        let pid = self.pid();
+        let pid = self.pid(&key.container);
         if let Ok(process) = self.process_mut(key)
             && process.phase == Phase::Starting
         {

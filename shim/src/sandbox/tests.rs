@@ -6,6 +6,7 @@ use std::time::Duration;
 use agent_api::agent as wire;
 use agent_api::agent_ttrpc::{Agent as AgentService, create_agent};
 use async_trait::async_trait;
+use oci_spec::runtime::LinuxNamespaceType;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::net::UnixListener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -227,6 +228,16 @@ fn exit(status: u32) -> Exit {
     Exit { status, at_ns: 1 }
 }
 
+fn request(id: &str) -> CreateRequest {
+    CreateRequest {
+        id: id.into(),
+        bundle: "/b".into(),
+        rootfs: Vec::new(),
+        stdio: Stdio::default(),
+        stand_in: None,
+    }
+}
+
 fn config() -> Config {
     Config {
         vmm: "/none".into(),
@@ -281,12 +292,15 @@ impl Fixture {
             .ask(move |sandbox| {
                 sandbox.machine = Some(machine);
                 let files = ContainerFiles::fake(&share, "web");
-                let host = HostPart::default();
                 sandbox
-                    .begin_create(&web(), "/b".into(), Stdio::default(), &host)
+                    .begin_create(&request("web"), &HostPart::default())
                     .unwrap();
-                let made = Ok((files, ProcessStreams::default()));
-                sandbox.end_create(&web(), made).unwrap();
+                let made = create::Made {
+                    files,
+                    streams: ProcessStreams::default(),
+                    guest_pid: 7,
+                };
+                sandbox.end_create(&web(), Ok(made)).unwrap();
             })
             .await
             .unwrap();
@@ -698,4 +712,55 @@ async fn shutdown_powers_off_and_removes_the_state() {
     shutdown.await.unwrap().unwrap();
     assert!(StateDir::open(fixture.root.path(), "web").is_err());
     fixture.handle.shutdown(true).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_member_has_its_own_pid_and_shares_the_namespaces_it_names() {
+    let fixture = Fixture::new().await;
+    let this = i32::try_from(std::process::id()).unwrap();
+    let shared = |pid: i32| crate::spec::Shared {
+        kind: LinuxNamespaceType::Ipc,
+        path: format!("/proc/{pid}/ns/ipc").into(),
+    };
+    let host = move |pid| HostPart {
+        shared: vec![shared(pid)],
+        ..HostPart::default()
+    };
+    let request = CreateRequest {
+        stand_in: Some(4711),
+        ..request("side")
+    };
+    let (found, unknown) = fixture
+        .handle
+        .ask(move |sandbox| {
+            let unknown = sandbox.begin_create(&request, &host(1)).err();
+            let begun = sandbox.begin_create(&request, &host(this)).unwrap();
+            let pids = (sandbox.pid("side"), sandbox.pid("web"));
+            assert_eq!(pids, (4711, this));
+            (begun, unknown)
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        found.joined,
+        [(LinuxNamespaceType::Ipc, PathBuf::from("/proc/7/ns/ipc"))]
+    );
+    assert!(matches!(unknown, Some(TaskError::Spec(_))), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_sandbox_is_over_with_its_own_container() {
+    let fixture = Fixture::new().await;
+    fixture
+        .handle
+        .ask(|sandbox| {
+            let host = HostPart::default();
+            sandbox.begin_create(&request("side"), &host).unwrap();
+            sandbox.on_exit(&ProcessKey::init("side"), exit(0));
+            assert_eq!(*sandbox.life.borrow(), Life::Busy);
+            sandbox.on_exit(&web(), exit(0));
+            assert_eq!(*sandbox.life.borrow(), Life::Over);
+        })
+        .await
+        .unwrap();
 }

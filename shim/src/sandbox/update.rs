@@ -71,6 +71,19 @@ async fn update(handle: Handle, key: ProcessKey, resources: Vec<u8>) -> Result<(
 }
 
 impl Machine {
+    /// Makes the VM large enough for the limits of all containers that there are. On an error it is as before.
+    pub(super) async fn make_room(&self, agent: &Agent, handle: &Handle) -> Result<(), TaskError> {
+        let mut extent = self.extent.lock().await;
+        let demands = handle.ask(|sandbox| sandbox.demands()).await?;
+        let wanted = self.size.extent_for(&demands).map_err(SpecError::from)?;
+        let before = *extent;
+        let grown = self.grow(agent, &mut extent, wanted).await;
+        if grown.is_err() {
+            self.shrink(agent, &mut extent, before).await;
+        }
+        grown
+    }
+
     /// Gives the guest what it lacks of `wanted`. On an error it may have got some of it, and `now` says that it got all.
     async fn grow(&self, agent: &Agent, now: &mut Extent, wanted: Extent) -> Result<(), TaskError> {
         if wanted.memory_mib > now.memory_mib {
@@ -132,6 +145,12 @@ impl Machine {
 }
 
 impl Sandbox {
+    /// What all containers may use.
+    fn demands(&self) -> Vec<Demand> {
+        let containers = self.containers.values();
+        containers.map(|container| container.demand).collect()
+    }
+
     /// What all containers may use when `change` has been made to that of `key`.
     fn demands_after(&self, key: &ProcessKey, change: Demand) -> Result<Vec<Demand>, TaskError> {
         self.container(&key.container)?;

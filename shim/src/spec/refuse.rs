@@ -7,7 +7,7 @@ use oci_spec::runtime::{
     Spec,
 };
 
-use super::SpecError;
+use super::{Shared, SpecError};
 use crate::hooks::{Hook, Hooks};
 
 /// Character devices that the guest's kernel has itself: null, zero, full, random, urandom; tty, console, ptmx; tun, fuse.
@@ -43,41 +43,52 @@ const NEEDED: [(LinuxNamespaceType, &str, &str); 3] = [
     ),
 ];
 
-/// Returns the network namespace that the VMM is to be in.
-pub(super) fn namespaces(linux: &Linux) -> Result<Option<PathBuf>, SpecError> {
+/// Returns the namespaces that are there already and that a member of a sandbox may share. A container that is none may only name a
+/// network namespace, see [`network_of`].
+pub(super) fn namespaces(linux: &Linux, member: bool) -> Result<Vec<Shared>, SpecError> {
     let asked = linux.namespaces().as_deref().unwrap_or_default();
     for (typ, what, why) in NEEDED {
         if !asked.iter().any(|namespace| namespace.typ() == typ) {
             return Err(refused(what, why));
         }
     }
-    let mut network = None;
+    let mut shared = Vec::new();
     for (index, namespace) in asked.iter().enumerate() {
-        let typ = namespace.typ();
-        if asked[..index].iter().any(|other| other.typ() == typ) {
+        let kind = namespace.typ();
+        if asked[..index].iter().any(|other| other.typ() == kind) {
             return Err(refused(
-                format!("a second namespace of type {typ}"),
+                format!("a second namespace of type {kind}"),
                 "a process is in one of each kind",
             ));
         }
-        if let Some(path) = namespace.path() {
-            if !path.is_absolute() {
-                return Err(refused(
-                    format!("the {typ} namespace {}", path.display()),
-                    "it is not an absolute path",
-                ));
-            }
-            if typ == LinuxNamespaceType::Network {
-                network = Some(path.clone());
-                continue;
-            }
+        let Some(path) = namespace.path() else {
+            continue;
+        };
+        let named = || format!("the {kind} namespace {}", path.display());
+        if !path.is_absolute() {
+            return Err(refused(named(), "it is not an absolute path"));
+        }
+        if kind == LinuxNamespaceType::Mount {
+            return Err(refused(named(), "a container has mounts of its own"));
+        }
+        if member {
+            let path = path.clone();
+            shared.push(Shared { kind, path });
+        } else if kind != LinuxNamespaceType::Network {
             return Err(refused(
-                format!("the {typ} namespace {}", path.display()),
-                "a namespace of the host's kernel cannot be entered by a guest's process",
+                named(),
+                "a guest's process enters those of its sandbox only, and the annotations name no sandbox",
             ));
         }
     }
-    Ok(network)
+    Ok(shared)
+}
+
+/// The path of the network namespace.
+pub(super) fn network_of(linux: &Linux) -> Option<PathBuf> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let network = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    network.and_then(|network| network.path().clone())
 }
 
 pub(super) fn devices(linux: &Linux) -> Result<(), SpecError> {

@@ -27,7 +27,7 @@ fn split_of(config: &Value) -> Result<Split, SpecError> {
 }
 
 fn guest_of(config: &Value) -> Value {
-    serde_json::from_slice(&split_of(config).unwrap().guest).unwrap()
+    serde_json::from_slice(&split_of(config).unwrap().guest_json(&[]).unwrap()).unwrap()
 }
 
 fn with(path: &str, value: Value) -> Value {
@@ -291,4 +291,44 @@ fn start_hooks_learn_where_the_bundle_is() {
     let guest = guest_of(&with("/hooks", hooks));
     assert_eq!(guest["annotations"][BUNDLE_ANNOTATION], "/b");
     assert!(guest_of(&config()).get("annotations").is_none());
+}
+
+#[test]
+fn a_member_of_a_sandbox_names_the_namespaces_it_shares() {
+    let namespaces = json!([
+        {"type": "pid"}, {"type": "mount"}, {"type": "uts"},
+        {"type": "network", "path": "/proc/7/ns/net"}, {"type": "ipc", "path": "/proc/7/ns/ipc"},
+    ]);
+    let mut config = with("/linux/namespaces", namespaces);
+    assert!(
+        split_of(&config)
+            .unwrap_err()
+            .to_string()
+            .contains("annotations")
+    );
+    config["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod",
+    });
+    let split = split_of(&config).unwrap();
+    assert_eq!(split.host.sandbox.as_deref(), Some("pod"));
+    assert_eq!(
+        split.host.network.as_deref(),
+        Some(Path::new("/proc/7/ns/net"))
+    );
+    let kinds: Vec<_> = split.host.shared.iter().map(|shared| shared.kind).collect();
+    assert_eq!(
+        kinds,
+        [LinuxNamespaceType::Network, LinuxNamespaceType::Ipc]
+    );
+    let joined = [(LinuxNamespaceType::Ipc, PathBuf::from("/proc/3/ns/ipc"))];
+    let guest: Value = serde_json::from_slice(&split.guest_json(&joined).unwrap()).unwrap();
+    let path = |index: usize| guest["linux"]["namespaces"][index]["path"].clone();
+    assert_eq!((path(3), path(4)), (Value::Null, "/proc/3/ns/ipc".into()));
+    config["linux"]["namespaces"][1]["path"] = "/proc/7/ns/mnt".into();
+    assert!(
+        split_of(&config)
+            .unwrap_err()
+            .to_string()
+            .contains("mounts of its own")
+    );
 }

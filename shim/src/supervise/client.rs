@@ -97,9 +97,12 @@ async fn hear(words: std::os::fd::OwnedFd) -> io::Result<String> {
     Ok(text)
 }
 
-/// Connects to the supervisor of a sandbox.
+/// Connects to the supervisor of the sandbox that container `id` is in.
 pub(crate) async fn connect(root: &Path, id: &str) -> Result<Supervisor, StartError> {
-    let state = StateDir::open(root, id)?;
+    let mut state = StateDir::open(root, id)?;
+    if let Some(sandbox) = state.read()?.and_then(|record| record.sandbox) {
+        state = StateDir::open(root, &sandbox)?;
+    }
     let stream = dial(&state).map_err(|source| StartError::Connect {
         id: id.to_owned(),
         source,

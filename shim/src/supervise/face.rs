@@ -19,7 +19,7 @@ use std::thread;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use tokio::sync::oneshot;
 
 /// To show a container by; in the second thread.
@@ -31,10 +31,20 @@ pub(crate) struct Face(mpsc::Sender<Order>);
 pub(crate) struct View {
     /// The root file system, mounted somewhere.
     pub(crate) rootfs: PathBuf,
-    /// Where each volume is mounted, and where it is in the container.
-    pub(crate) volumes: Vec<(PathBuf, PathBuf)>,
+    pub(crate) volumes: Vec<Volume>,
     /// A directory to build it on.
     pub(crate) staging: PathBuf,
+}
+
+/// A part of the container's files that is not of its root file system.
+#[derive(Clone, Debug)]
+pub(crate) struct Volume {
+    /// Where it is now.
+    pub(crate) source: PathBuf,
+    /// Where it is in the container.
+    pub(crate) destination: PathBuf,
+    /// It is to become so; what is mounted so stays so.
+    pub(crate) read_only: bool,
 }
 
 /// What the main thread is told to enter, and where it says how that went.
@@ -66,8 +76,18 @@ impl Face {
     }
 }
 
+/// Makes the mount at `destination` read-only.
+fn protect(root: &OwnedFd, destination: &Path) -> io::Result<()> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mount = rustix::fs::openat2(root, destination, flags, Mode::empty(), resolve)?;
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    let read_only = MountFlags::BIND | MountFlags::RDONLY;
+    Ok(rustix::mount::mount_remount(path, read_only, c"")?)
+}
+
 /// Runs `supervisor` in a second thread, while this one shows what it is told. Returns the other one's result.
-pub(super) fn while_shown<T: Send + 'static>(
+pub(crate) fn while_shown<T: Send + 'static>(
     supervisor: impl FnOnce(Face) -> T + Send + 'static,
 ) -> io::Result<T> {
     let (face, orders) = mpsc::channel::<Order>();
@@ -105,8 +125,8 @@ fn enter(view: &View) -> io::Result<()> {
     rustix::mount::mount_bind_recursive(&view.rootfs, &view.staging)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &view.staging, flags, Mode::empty())?;
-    for (volume, destination) in &view.volumes {
-        add(&root, volume, destination)?;
+    for volume in &view.volumes {
+        add(&root, volume)?;
     }
     rustix::process::fchdir(&root)?;
     nix::unistd::pivot_root(".", ".")?;
@@ -115,13 +135,18 @@ fn enter(view: &View) -> io::Result<()> {
 }
 
 /// Mounts a volume where the guest has it. One that is below a file system of the guest's own has no place here.
-fn add(root: &OwnedFd, volume: &Path, destination: &Path) -> io::Result<()> {
+fn add(root: &OwnedFd, volume: &Volume) -> io::Result<()> {
+    let destination = &volume.destination;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(root, destination, flags, Mode::empty(), resolve) {
         Ok(target) => {
-            let target = format!("/proc/self/fd/{}", target.as_raw_fd());
-            Ok(rustix::mount::mount_bind_recursive(volume, target)?)
+            let path = format!("/proc/self/fd/{}", target.as_raw_fd());
+            rustix::mount::mount_bind_recursive(&volume.source, path)?;
+            if volume.read_only {
+                protect(root, destination)?;
+            }
+            Ok(())
         }
         Err(error) => {
             tracing::debug!("the volume {} is not shown: {error}", destination.display());

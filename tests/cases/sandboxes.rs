@@ -1,0 +1,221 @@
+//! Containers that share a VM, as those of a pod do: annotations make one a member of another one's sandbox.
+
+use std::fs;
+
+use harness::{Bundle, Engine, Remains, Runtime};
+use rustix::process::Signal;
+use serde_json::json;
+
+const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
+
+/// The kinds of namespaces that the containers of a pod may share, and the kernel's names of their files.
+const SHARED: [(&str, &str); 4] = [
+    ("network", "net"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("pid", "pid"),
+];
+
+/// A sandbox of one container that runs.
+fn pod() -> Engine {
+    let pod = Engine::of(Bundle::busybox().shell(LOOP));
+    let _ = pod.make(&["run", "--detach"], &[]);
+    pod.await_output("up\n");
+    pod
+}
+
+/// A bundle whose container is to be in that sandbox.
+fn member_of(sandbox: &str, bundle: Bundle) -> Bundle {
+    bundle.with(
+        "/annotations",
+        json!({
+            "io.kubernetes.cri-o.ContainerType": "container",
+            "io.kubernetes.cri-o.SandboxID": sandbox,
+        }),
+    )
+}
+
+/// The same, sharing all that can be shared with the sandbox's own container.
+fn companion_of(pod: &Engine, bundle: Bundle) -> Bundle {
+    let pid = pod.state()["pid"].clone();
+    let mut bundle = member_of(&pod.id, bundle);
+    bundle.config["hostname"] = json!("");
+    for (kind, file) in SHARED {
+        let path = format!("/proc/{pid}/ns/{file}");
+        bundle = bundle
+            .without_namespace(kind)
+            .namespace(json!({"type": kind, "path": path}));
+    }
+    bundle
+}
+
+#[test]
+fn a_member_is_in_the_vm_of_its_sandbox_and_has_a_life_of_its_own() {
+    let before = Remains::seen();
+    let pod = pod();
+    let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
+    let kernel = pod.runtime.call(&[&["exec", &pod.id][..], &boot].concat());
+    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let process = member.make(&["create"], &[]);
+    let state = member.state();
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["pid"], process.pid());
+    assert_ne!(state["pid"], pod.state()["pid"]);
+    member.start();
+    member.await_output("up\n");
+    let words = [&["exec", &member.id][..], &boot].concat();
+    let seen = member.runtime.call(&words);
+    assert_eq!(seen.text(), kernel.text(), "{seen:?}");
+    let list = member.call(&["list", "--quiet"]).text();
+    for id in [&pod.id, &member.id] {
+        assert!(list.lines().any(|line| line == *id), "{list}");
+    }
+    member.call(&["kill"]).assert_status(0);
+    assert_eq!(process.wait(), 5);
+    assert_eq!(member.output(), "up\nbye\n");
+    assert_eq!(member.state()["status"], "stopped");
+    member.call(&["delete"]).assert_status(0);
+    before.assert_nothing_new(&member.id, &member.runtime.root());
+    assert_eq!(pod.state()["status"], "running");
+    pod.call(&["delete", "--force"]).assert_status(0);
+    before.assert_nothing_new(&pod.id, &pod.runtime.root());
+}
+
+#[test]
+fn namespaces_of_the_sandboxs_containers_can_be_shared() {
+    let pod = pod();
+    let links = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done";
+    let server = "echo hello | nc -l -p 7000 & sleep 1000";
+    let bundle = Bundle::busybox().shell(&format!("{links}; {server}"));
+    let companion = Engine::of(companion_of(&pod, bundle));
+    let _ = companion.make(&["run", "--detach"], &[]);
+    let own = pod.runtime.call(&["exec", &pod.id, "sh", "-c", links]);
+    assert_eq!(own.text().lines().count(), 4, "{own:?}");
+    companion.await_output(&own.text());
+    let client = "until nc 127.0.0.1 7000; do sleep 0.1; done";
+    let heard = pod.runtime.call(&["exec", &pod.id, "sh", "-c", client]);
+    assert_eq!(heard.text(), "hello\n", "{heard:?}");
+    let mounts = ["readlink", "/proc/self/ns/mnt"];
+    let of = |id: &str| pod.runtime.call(&[&["exec", id][..], &mounts].concat());
+    assert_ne!(of(&pod.id).text(), of(&companion.id).text());
+}
+
+#[test]
+fn a_foreground_member_has_its_status_and_leaves_nothing() {
+    let pod = pod();
+    let before = Remains::seen();
+    let bundle = member_of(&pod.id, Bundle::busybox().shell("echo out; exit 3"));
+    let member = Engine::of(bundle);
+    let path = member.bundle().path().to_str().unwrap();
+    let output = member.call(&["run", "--bundle", path]);
+    output.assert_status(3);
+    assert_eq!(output.text(), "out\n");
+    let missing = member_of(&pod.id, Bundle::busybox().args(&["nonesuch"]));
+    missing.write();
+    let path = missing.path().to_str().unwrap();
+    let output = member.call(&["run", "--bundle", path]);
+    assert!(output.errors().contains("nonesuch"), "{output:?}");
+    before.assert_nothing_new(&member.id, &member.runtime.root());
+}
+
+#[test]
+fn a_member_ends_with_its_process_and_its_name_is_free() {
+    let pod = pod();
+    let before = Remains::seen();
+    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    for _ in 0..2 {
+        let process = member.make(&["run", "--detach"], &[]);
+        process.signal(Signal::KILL);
+        assert_eq!(process.wait(), 137);
+        assert_eq!(member.state()["status"], "stopped");
+        member.call(&["delete"]).assert_status(0);
+    }
+    before.assert_nothing_new(&member.id, &member.runtime.root());
+    assert_eq!(pod.state()["status"], "running");
+}
+
+#[test]
+fn a_member_ends_with_its_sandbox() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let pod = pod();
+    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let process = member.make(&["run", "--detach"], &[]);
+    member.await_output("up\n");
+    pod.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
+    assert_eq!(member.state()["status"], "stopped");
+    member.call(&["delete"]).assert_status(0);
+    before.assert_nothing_new(&member.id, &member.runtime.root());
+}
+
+#[test]
+fn hooks_of_a_member_are_told_its_own_pid() {
+    let pod = pod();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let hook = |name: &str| {
+        let script = format!("cat >{}", path(name));
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
+    };
+    let bundle = member_of(&pod.id, Bundle::busybox().shell(LOOP)).with(
+        "/hooks",
+        json!({"createRuntime": hook("create"), "poststop": hook("stop")}),
+    );
+    let member = Engine::of(bundle);
+    let process = member.make(&["run", "--detach"], &[]);
+    let told = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
+    };
+    assert_eq!(told("create")["pid"], process.pid());
+    member.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(told("stop")["status"], "stopped");
+    assert_eq!(told("stop")["id"], member.id.as_str());
+}
+
+#[test]
+fn the_vm_grows_for_a_members_limit() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let pod = pod();
+    let total = ["awk", "/MemTotal/ { print int($2 / 1024) }", "/proc/meminfo"];
+    let seen = || -> u64 {
+        let output = pod.runtime.call(&[&["exec", &pod.id][..], &total].concat());
+        output.text().trim().parse().unwrap()
+    };
+    let before = seen();
+    let limit = json!({"memory": {"limit": 700 * 1024 * 1024}});
+    let bundle = Bundle::busybox()
+        .shell(LOOP)
+        .with("/linux/resources", limit);
+    let member = Engine::of(member_of(&pod.id, bundle));
+    let _ = member.make(&["create"], &[]);
+    assert!(before < 600 && seen() > 700, "{before} MiB, then {}", seen());
+}
+
+#[test]
+fn a_sandbox_that_is_not_there_and_namespaces_of_others_are_refused() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let lost = Engine::of(member_of("nonesuch", Bundle::busybox()));
+    let path = lost.bundle().path().to_str().unwrap();
+    let refused = lost.call(&["create", "--bundle", path]);
+    refused.assert_refused(&["there is no sandbox nonesuch to be in"]);
+    before.assert_nothing_new(&lost.id, &lost.runtime.root());
+    let pod = pod();
+    let before = Remains::seen();
+    let of_init = json!({"type": "ipc", "path": "/proc/1/ns/ipc"});
+    let bundle = Bundle::busybox()
+        .without_namespace("ipc")
+        .namespace(of_init);
+    let stranger = Engine::of(member_of(&pod.id, bundle));
+    let path = stranger.bundle().path().to_str().unwrap();
+    let refused = stranger.call(&["create", "--bundle", path]);
+    refused.assert_refused(&["/proc/1/ns/ipc", "no running container of its sandbox"]);
+    before.assert_nothing_new(&stranger.id, &stranger.runtime.root());
+}
