@@ -19,15 +19,17 @@ use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api;
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::fs::{CWD, FileType, StatVfsMountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 
 use crate::id_map;
 use crate::spec::{Bind, HostPart};
 use crate::state::StateDir;
 use crate::supervise::{View, Volume};
+
+mod trees;
+
+pub(crate) use trees::{LentTrees, Trees};
 
 /// Longest option string `mount(2)` takes: one page.
 const MOUNT_DATA_MAX_BYTES: usize = 4095;
@@ -70,6 +72,8 @@ pub(crate) enum RootfsError {
     },
     #[error("the mount source {} is a {kind}, which ends at the border of a VM", path.display())]
     Kind { path: PathBuf, kind: &'static str },
+    #[error("cannot take over the container's files")]
+    Lent(#[source] io::Error),
     #[error("cannot show the container on the host")]
     View(#[source] io::Error),
     #[error("cannot mount {} of type {typ}", what.display())]
@@ -152,11 +156,11 @@ impl Share {
         }
     }
 
-    /// Offers the files of container `id`. `rootfs` holds the mounts that make its root file system, instead of `root.path`.
+    /// Offers the files of container `id`: `trees`, and if these have no root file system the mounts `rootfs` for it.
     pub(crate) fn add(
         &self,
         id: &str,
-        bundle: &Path,
+        trees: &Trees,
         host: &HostPart,
         rootfs: &[api::Mount],
     ) -> Result<ContainerFiles, RootfsError> {
@@ -164,7 +168,7 @@ impl Share {
             dir: self.root.join(id),
             mounted: Vec::new(),
         };
-        let added = self.add_all(&mut files, bundle, host, rootfs);
+        let added = self.add_all(&mut files, trees, host, rootfs);
         if let Err(e) = added {
             files.remove();
             return Err(e);
@@ -175,7 +179,7 @@ impl Share {
     fn add_all(
         &self,
         files: &mut ContainerFiles,
-        bundle: &Path,
+        trees: &Trees,
         host: &HostPart,
         rootfs: &[api::Mount],
     ) -> Result<(), RootfsError> {
@@ -187,8 +191,8 @@ impl Share {
                 source,
             })?;
         }
-        if rootfs.is_empty() {
-            self.bind_rootfs(bundle, &host.rootfs, &rootfs_dir)?;
+        if let Some(tree) = &trees.rootfs {
+            self.attach_rootfs(tree, &rootfs_dir)?;
             files.mounted.push(rootfs_dir);
         } else {
             for mount in rootfs {
@@ -196,75 +200,53 @@ impl Share {
                 files.mounted.push(rootfs_dir.clone());
             }
         }
-        for (number, bind) in host.binds.iter().enumerate() {
+        for (number, (bind, tree)) in host.binds.iter().zip(&trees.volumes).enumerate() {
             let target = mounts_dir.join(number.to_string());
-            self.bind_volume(bundle, bind, &target)?;
+            self.attach_volume(tree, bind, &target)?;
             files.mounted.push(target);
         }
         Ok(())
     }
 
-    fn bind_rootfs(&self, bundle: &Path, path: &Path, target: &Path) -> Result<(), RootfsError> {
-        let failed = |source| RootfsError::Rootfs {
-            path: bundle.join(path),
-            source,
-        };
-        let source = open_beneath(bundle, path, OFlags::DIRECTORY).map_err(failed)?;
+    fn attach_rootfs(&self, tree: &OwnedFd, target: &Path) -> Result<(), RootfsError> {
         let plain = Bind {
-            source: PathBuf::new(),
-            destination: PathBuf::new(),
-            read_only: false,
             recursive: true,
-            follows_host: false,
-            id_map: None,
+            ..Bind::default()
         };
-        self.attach(&source, &plain, &self.staging.join("dir"), target)
-            .map_err(failed)
+        self.attach(tree, &plain, &self.staging.join("dir"), target)
+            .map_err(|source| RootfsError::Rootfs {
+                path: target.to_owned(),
+                source,
+            })
     }
 
-    fn bind_volume(&self, bundle: &Path, bind: &Bind, target: &Path) -> Result<(), RootfsError> {
-        let path = bundle.join(&bind.source);
+    fn attach_volume(&self, tree: &OwnedFd, bind: &Bind, target: &Path) -> Result<(), RootfsError> {
         let failed = |source| RootfsError::Source {
-            path: path.clone(),
+            path: bind.source.clone(),
             source,
         };
-        let source = open_beneath(bundle, &bind.source, OFlags::empty()).map_err(failed)?;
-        let stat = rustix::fs::fstat(&source).map_err(|e| failed(e.into()))?;
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let staging = match kind {
+        let stat = rustix::fs::fstat(tree).map_err(|e| failed(e.into()))?;
+        let staging = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 fs::create_dir(target).map_err(failed)?;
                 self.staging.join("dir")
             }
-            FileType::RegularFile => {
+            _ => {
                 File::create(target).map_err(failed)?;
                 self.staging.join("file")
             }
-            _ => {
-                return Err(RootfsError::Kind {
-                    path,
-                    kind: kind_name(kind),
-                });
-            }
         };
-        self.attach(&source, bind, &staging, target).map_err(failed)
+        self.attach(tree, bind, &staging, target).map_err(failed)
     }
 
-    /// Binds `source` to `target` by way of `staging`.
-    fn attach(
-        &self,
-        source: &OwnedFd,
-        bind: &Bind,
-        staging: &Path,
-        target: &Path,
-    ) -> io::Result<()> {
-        let tree = clone_tree(source, bind.recursive)?;
+    /// Attaches `tree` at `target` by way of `staging`.
+    fn attach(&self, tree: &OwnedFd, bind: &Bind, staging: &Path, target: &Path) -> io::Result<()> {
         if let Some(map) = &bind.id_map {
             id_map::map_owners(tree.as_fd(), map)?;
         }
         let from_itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rustix::mount::move_mount(&tree, "", CWD, staging, from_itself)?;
-        let finished = finish(source, bind, staging)
+        rustix::mount::move_mount(tree, "", CWD, staging, from_itself)?;
+        let finished = finish(tree, bind, staging)
             .and_then(|()| Ok(rustix::mount::mount_move(staging, target)?));
         if finished.is_err() {
             // Best effort: the error to be told is the first one.
@@ -283,17 +265,13 @@ impl Share {
         if mount.type_ == "bind" {
             let has = |name: &str| mount.options.iter().any(|option| option == name);
             let bind = Bind {
-                source: PathBuf::from(&mount.source),
-                destination: PathBuf::new(),
                 read_only: has("ro"),
                 recursive: has("rbind"),
-                follows_host: false,
-                id_map: None,
+                ..Bind::default()
             };
-            let source =
-                open_beneath(Path::new("/"), &bind.source, OFlags::DIRECTORY).map_err(failed)?;
-            return self
-                .attach(&source, &bind, &self.staging.join("dir"), target)
+            let source = Path::new(&mount.source);
+            return trees::copy_beneath(Path::new("/"), source, bind.recursive)
+                .and_then(|tree| self.attach(&tree, &bind, &self.staging.join("dir"), target))
                 .map_err(failed);
         }
         let (flags, data) = mount_options(&mount.options);
@@ -338,50 +316,22 @@ impl ContainerFiles {
     }
 }
 
-/// Opens `path`; one that is relative is resolved beneath `bundle` and may not lead out of it.
-fn open_beneath(bundle: &Path, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
-    if path.is_absolute() {
-        return Ok(rustix::fs::open(path, flags, Mode::empty())?);
-    }
-    let directory = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let bundle = rustix::fs::openat(CWD, bundle, directory, Mode::empty())?;
-    Ok(rustix::fs::openat2(
-        &bundle,
-        path,
-        flags,
-        Mode::empty(),
-        ResolveFlags::BENEATH,
-    )?)
-}
-
-/// A copy of the mount that `source` is in, with `source` as its root; nowhere yet.
-fn clone_tree(source: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    Ok(rustix::mount::open_tree(source, "", flags)?)
-}
-
 /// Gives the mount at `staging` its propagation and flags.
-fn finish(source: &OwnedFd, bind: &Bind, staging: &Path) -> io::Result<()> {
+fn finish(tree: &OwnedFd, bind: &Bind, staging: &Path) -> io::Result<()> {
     if !bind.follows_host {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change(staging, private)?;
     }
     if bind.read_only {
-        let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(source)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(tree)?;
         rustix::mount::mount_remount(staging, flags, c"")?;
     }
     Ok(())
 }
 
 /// A remount replaces all flags of a mount; these are to stay as the host has them.
-fn kept_flags(source: &OwnedFd) -> io::Result<MountFlags> {
-    let has = rustix::fs::fstatvfs(source.as_fd())?.f_flag;
+fn kept_flags(tree: &OwnedFd) -> io::Result<MountFlags> {
+    let has = rustix::fs::fstatvfs(tree.as_fd())?.f_flag;
     let mut kept = MountFlags::empty();
     for (flag, mount_flag) in [
         (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
@@ -394,15 +344,6 @@ fn kept_flags(source: &OwnedFd) -> io::Result<MountFlags> {
         }
     }
     Ok(kept)
-}
-
-fn kind_name(kind: FileType) -> &'static str {
-    match kind {
-        FileType::BlockDevice | FileType::CharacterDevice => "device",
-        FileType::Socket => "socket",
-        FileType::Fifo => "FIFO",
-        _ => "special file",
-    }
 }
 
 /// Splits mount options into flags and the file system's own data (pure).
@@ -436,19 +377,5 @@ mod tests {
         let (flags, data) = mount_options(&options);
         assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID);
         assert_eq!(data, "lowerdir=/a:/b,index=off");
-    }
-
-    #[test]
-    fn relative_paths_stay_in_the_bundle() {
-        let bundle = tempfile::tempdir().unwrap();
-        fs::create_dir(bundle.path().join("rootfs")).unwrap();
-        std::os::unix::fs::symlink("/etc", bundle.path().join("link")).unwrap();
-        let open = |path: &str| open_beneath(bundle.path(), Path::new(path), OFlags::DIRECTORY);
-        assert!(open("rootfs").is_ok());
-        assert!(open("rootfs/../rootfs").is_ok());
-        for path in ["link", "../", "rootfs/../../x"] {
-            assert!(open(path).is_err(), "{path}");
-        }
-        assert_eq!(open("none").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -47,7 +47,7 @@ mod start;
 mod update;
 
 pub(crate) use boot::BootError;
-pub(crate) use create::CreateRequest;
+pub(crate) use create::{CreateRequest, StandIn};
 pub(crate) use delete::Deleted;
 pub(crate) use error::TaskError;
 pub(crate) use exec::ExecRequest;

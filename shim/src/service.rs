@@ -27,7 +27,8 @@ const UNSUPPORTED: [&str; 1] = ["Checkpoint"];
 /// The API's names: one per version.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
-/// The option of Create by which the command line says which process stands for a member of the sandbox: its pid, JSON.
+/// The option of Create by which the command line says which process stands for a member of the sandbox: a
+/// [`StandIn`](crate::sandbox::StandIn), JSON.
 pub(crate) const STAND_IN: &str = "husk.sandbox.v1.StandIn";
 
 struct TaskService {
@@ -247,7 +248,7 @@ fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateReques
     let options = request.options.into_option().unwrap_or_default();
     let stand_in = match options.type_url.as_str() {
         STAND_IN => Some(serde_json::from_slice(&options.value).map_err(|error| {
-            let text = format!("{STAND_IN} is not a pid: {error}");
+            let text = format!("{STAND_IN} is not understood: {error}");
             ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, text))
         })?),
         _ => None,

@@ -71,7 +71,7 @@ pub(crate) struct HostPart {
 }
 
 /// One bind mount: `source` is offered to the guest as `mounts/<position in the list>`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bind {
     /// Absolute, or relative to the bundle.
     pub(crate) source: PathBuf,

@@ -93,13 +93,20 @@ fn a_pod_is_one_vm() {
     let before = Remains::seen();
     let podman = Podman::with_busybox();
     let create = ["pod", "create", "--name", "pod", "--network", "none"];
-    let infra = ["--infra-image", "busybox", "--infra-command", "/bin/sleep 1000"];
+    let infra = [
+        "--infra-image",
+        "busybox",
+        "--infra-command",
+        "/bin/sleep 1000",
+    ];
     // Below a pod's own cgroup Podman 4.3 lets nobody open a device, whatever the runtime.
     let options = [&create[..], &infra, &["--share-parent=false"]].concat();
     podman.call(&options).assert_status(0);
     let server = "echo hello | nc -l -p 7000";
     let script = format!("cat /proc/sys/kernel/random/boot_id; {server}; exit 3");
-    let web = ["run", "--detach", "--name", "web", "--pod", "pod", "busybox"];
+    let web = [
+        "run", "--detach", "--name", "web", "--pod", "pod", "busybox",
+    ];
     let words = [&web[..], &["sh", "-c", &script]].concat();
     podman.call(&words).assert_status(0);
     let client = "until nc 127.0.0.1 7000; do sleep 0.1; done; cat /proc/sys/kernel/random/boot_id";

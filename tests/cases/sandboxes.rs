@@ -55,7 +55,7 @@ fn a_member_is_in_the_vm_of_its_sandbox_and_has_a_life_of_its_own() {
     let pod = pod();
     let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
     let kernel = pod.runtime.call(&[&["exec", &pod.id][..], &boot].concat());
-    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
     let process = member.make(&["create"], &[]);
     let state = member.state();
     assert_eq!(state["status"], "created");
@@ -87,7 +87,7 @@ fn namespaces_of_the_sandboxs_containers_can_be_shared() {
     let links = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done";
     let server = "echo hello | nc -l -p 7000 & sleep 1000";
     let bundle = Bundle::busybox().shell(&format!("{links}; {server}"));
-    let companion = Engine::of(companion_of(&pod, bundle));
+    let companion = Engine::beside(&pod, companion_of(&pod, bundle));
     let _ = companion.make(&["run", "--detach"], &[]);
     let own = pod.runtime.call(&["exec", &pod.id, "sh", "-c", links]);
     assert_eq!(own.text().lines().count(), 4, "{own:?}");
@@ -105,7 +105,7 @@ fn a_foreground_member_has_its_status_and_leaves_nothing() {
     let pod = pod();
     let before = Remains::seen();
     let bundle = member_of(&pod.id, Bundle::busybox().shell("echo out; exit 3"));
-    let member = Engine::of(bundle);
+    let member = Engine::beside(&pod, bundle);
     let path = member.bundle().path().to_str().unwrap();
     let output = member.call(&["run", "--bundle", path]);
     output.assert_status(3);
@@ -122,7 +122,7 @@ fn a_foreground_member_has_its_status_and_leaves_nothing() {
 fn a_member_ends_with_its_process_and_its_name_is_free() {
     let pod = pod();
     let before = Remains::seen();
-    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
     for _ in 0..2 {
         let process = member.make(&["run", "--detach"], &[]);
         process.signal(Signal::KILL);
@@ -141,7 +141,7 @@ fn a_member_ends_with_its_sandbox() {
     }
     let before = Remains::seen();
     let pod = pod();
-    let member = Engine::of(member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
     let process = member.make(&["run", "--detach"], &[]);
     member.await_output("up\n");
     pod.call(&["delete", "--force"]).assert_status(0);
@@ -164,7 +164,7 @@ fn hooks_of_a_member_are_told_its_own_pid() {
         "/hooks",
         json!({"createRuntime": hook("create"), "poststop": hook("stop")}),
     );
-    let member = Engine::of(bundle);
+    let member = Engine::beside(&pod, bundle);
     let process = member.make(&["run", "--detach"], &[]);
     let told = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
@@ -181,7 +181,11 @@ fn the_vm_grows_for_a_members_limit() {
         return;
     }
     let pod = pod();
-    let total = ["awk", "/MemTotal/ { print int($2 / 1024) }", "/proc/meminfo"];
+    let total = [
+        "awk",
+        "/MemTotal/ { print int($2 / 1024) }",
+        "/proc/meminfo",
+    ];
     let seen = || -> u64 {
         let output = pod.runtime.call(&[&["exec", &pod.id][..], &total].concat());
         output.text().trim().parse().unwrap()
@@ -191,9 +195,13 @@ fn the_vm_grows_for_a_members_limit() {
     let bundle = Bundle::busybox()
         .shell(LOOP)
         .with("/linux/resources", limit);
-    let member = Engine::of(member_of(&pod.id, bundle));
+    let member = Engine::beside(&pod, member_of(&pod.id, bundle));
     let _ = member.make(&["create"], &[]);
-    assert!(before < 600 && seen() > 700, "{before} MiB, then {}", seen());
+    assert!(
+        before < 600 && seen() > 700,
+        "{before} MiB, then {}",
+        seen()
+    );
 }
 
 #[test]
@@ -213,7 +221,7 @@ fn a_sandbox_that_is_not_there_and_namespaces_of_others_are_refused() {
     let bundle = Bundle::busybox()
         .without_namespace("ipc")
         .namespace(of_init);
-    let stranger = Engine::of(member_of(&pod.id, bundle));
+    let stranger = Engine::beside(&pod, member_of(&pod.id, bundle));
     let path = stranger.bundle().path().to_str().unwrap();
     let refused = stranger.call(&["create", "--bundle", path]);
     refused.assert_refused(&["/proc/1/ns/ipc", "no running container of its sandbox"]);

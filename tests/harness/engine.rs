@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -18,7 +19,7 @@ use crate::{Bundle, Output, Runtime, Terminal};
 #[derive(Debug)]
 pub struct Engine {
     /// The runtime it drives.
-    pub runtime: Runtime,
+    pub runtime: Rc<Runtime>,
     /// The container's name.
     pub id: String,
     bundle: Bundle,
@@ -33,10 +34,20 @@ impl Engine {
     /// Has nothing made yet.
     #[must_use]
     pub fn of(bundle: Bundle) -> Self {
+        Self::with(Rc::new(Runtime::from_environment()), bundle)
+    }
+
+    /// With a further container of the same runtime.
+    #[must_use]
+    pub fn beside(other: &Self, bundle: Bundle) -> Self {
+        Self::with(Rc::clone(&other.runtime), bundle)
+    }
+
+    fn with(runtime: Rc<Runtime>, bundle: Bundle) -> Self {
         rustix::process::set_child_subreaper(Some(Pid::INIT)).unwrap();
         bundle.write();
         Self {
-            runtime: Runtime::from_environment(),
+            runtime,
             id: Runtime::new_id(),
             bundle,
             directory: TempDir::new().unwrap(),

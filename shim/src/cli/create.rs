@@ -15,9 +15,9 @@ use anyhow::Context as _;
 
 use super::bundle::{self, Bundle, ContainerArgs};
 use super::foreground::{block_on, no_program, unless_ended, write_pid};
+use super::member::{self, Role};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::member::{self, Role};
 use super::{Failure, console};
 use crate::config::Options;
 use crate::supervise::{self, StartArgs};

@@ -8,7 +8,7 @@
 //!                                                    in the foreground: deleted          ─► ends with the container's status
 //! ```
 //!
-//! It lends its streams to the sandbox's supervisor, which ends the container when this process is gone. The container ends with its sandbox,
+//! It lends its streams and the container's files to the sandbox's supervisor, which ends the container when this process is gone. The container ends with its sandbox,
 //! too. Ways to fail: the sandbox is not there, or those of its supervisor; then nothing is left.
 
 use std::ffi::OsString;
@@ -28,6 +28,8 @@ use super::tasks::{Streams, Task};
 use super::{Failure, console, remains};
 use crate::cgroup::{self, Cgroup};
 use crate::config::Options;
+use crate::rootfs::Trees;
+use crate::sandbox::StandIn;
 use crate::state::{ContainerRecord, ProcessRef, Record, StateDir, Status, now_ns};
 use crate::supervise::{self, Face, View, Volume};
 use crate::terminal::Terminal;
@@ -198,19 +200,18 @@ impl Member {
         }
     }
 
-    async fn create(
-        &self,
-        face: &Face,
-        task: &Task,
-        signals: &mut Signals,
-    ) -> Result<(), Failure> {
-        let host = &self.bundle.host;
+    async fn create(&self, face: &Face, task: &Task, signals: &mut Signals) -> Result<(), Failure> {
+        let (path, host) = (&self.bundle.path, &self.bundle.host);
+        let trees = Trees::copy(path, host, true)?;
         face.show_network(host.network.clone())
             .await
             .context("cannot enter the network namespace")?;
         let streams = Streams::own(host.terminal);
-        let this = std::process::id();
-        let created = task.create_member(&self.bundle.path, streams, this);
+        let stand_in = StandIn {
+            pid: i32::try_from(std::process::id())?,
+            files: trees.lent().context("there is no root file system")?,
+        };
+        let created = task.create_member(path, streams, &stand_in);
         unless_ended(signals, created).await?.map_err(no_program)?;
         Ok(())
     }

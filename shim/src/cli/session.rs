@@ -69,7 +69,9 @@ pub(super) fn start(options: &Options, background: Background) -> anyhow::Result
     if word.trim() == STARTED {
         return Ok(ExitCode::SUCCESS);
     }
-    let status = child.wait().context("cannot wait for the process in the background")?;
+    let status = child
+        .wait()
+        .context("cannot wait for the process in the background")?;
     let code = status.code().or(status.signal().map(|signal| 128 + signal));
     let code = code.and_then(|code| u8::try_from(code).ok());
     Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))

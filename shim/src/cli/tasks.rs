@@ -15,6 +15,7 @@ use ttrpc::asynchronous::ClientStreamReceiver;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
 use crate::inspect::InspectClient;
+use crate::sandbox::StandIn;
 use crate::service::STAND_IN;
 use crate::supervise::Supervisor;
 
@@ -117,16 +118,17 @@ impl Task {
         self.create_with(bundle, streams, None).await
     }
 
-    /// The same in the sandbox of another container, with the process `stand_in` to stand for it.
+    /// The same in the sandbox of another container, with a process to stand for it.
     pub(super) async fn create_member(
         &self,
         bundle: &Path,
         streams: Streams,
-        stand_in: u32,
+        stand_in: &StandIn,
     ) -> Result<u32, TaskError> {
+        let value = serde_json::to_vec(stand_in);
         let options = Any {
             type_url: STAND_IN.into(),
-            value: stand_in.to_string().into_bytes(),
+            value: value.map_err(|e| TaskError::Lost(ttrpc::Error::Others(e.to_string())))?,
             ..Default::default()
         };
         self.create_with(bundle, streams, Some(options)).await

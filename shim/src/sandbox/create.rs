@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api;
 use oci_spec::runtime::LinuxNamespaceType;
+use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exec::remove_with;
@@ -14,7 +15,7 @@ use crate::events::Event;
 use crate::hooks::{self, HookState};
 use crate::network;
 use crate::process::{Phase, ProcessKey};
-use crate::rootfs::{ContainerFiles, RootfsError, Share};
+use crate::rootfs::{ContainerFiles, LentTrees, RootfsError, Share, Trees};
 use crate::spec::{self, HostPart, Shared, SpecError, Split};
 use crate::state::{Status, check_id};
 use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
@@ -31,7 +32,15 @@ pub(crate) struct CreateRequest {
     pub(crate) stdio: Stdio,
     /// The process that stands for it on this host, and lends it its streams: the container is a member of a sandbox that is another's,
     /// and ends with that process.
-    pub(crate) stand_in: Option<i32>,
+    pub(crate) stand_in: Option<StandIn>,
+}
+
+/// See [`CreateRequest::stand_in`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct StandIn {
+    pub(crate) pid: i32,
+    /// The container's files, lent by that process.
+    pub(crate) files: LentTrees,
 }
 
 /// What the owner gave the operation to work with.
@@ -94,9 +103,13 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
 async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, TaskError> {
+    let trees = match &request.stand_in {
+        Some(StandIn { pid, files }) => Trees::take(*pid, files, &split.host)?,
+        None => Trees::copy(&request.bundle, &split.host, request.rootfs.is_empty())?,
+    };
     let files = begun
         .share
-        .add(&request.id, &request.bundle, &split.host, &request.rootfs)?;
+        .add(&request.id, &trees, &split.host, &request.rootfs)?;
     let view = begun.share.view(&files, &split.host);
     let poststop = split.host.hooks.poststop.clone();
     let mut stopped = begun.hook_state.clone();
@@ -201,8 +214,8 @@ impl Sandbox {
         let ids = self.stream_ids.take(&request.stdio);
         let is_further = !self.containers.is_empty();
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
-        container.stand_in = request.stand_in;
-        let pid = request.stand_in.unwrap_or(machine.pid);
+        container.stand_in = request.stand_in.as_ref().map(|process| process.pid);
+        let pid = container.stand_in.unwrap_or(machine.pid);
         let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);
         self.containers.insert(key.container, container);
         self.save();

@@ -8,6 +8,7 @@ use agent_api::agent_ttrpc::{Agent as AgentService, create_agent};
 use async_trait::async_trait;
 use oci_spec::runtime::LinuxNamespaceType;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use serde_json::json;
 use tokio::net::UnixListener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::{Code, get_status};
@@ -726,8 +727,9 @@ async fn a_member_has_its_own_pid_and_shares_the_namespaces_it_names() {
         shared: vec![shared(pid)],
         ..HostPart::default()
     };
+    let stand_in = json!({"pid": 4711, "files": {"rootfs": 3, "volumes": []}});
     let request = CreateRequest {
-        stand_in: Some(4711),
+        stand_in: Some(serde_json::from_value(stand_in).unwrap()),
         ..request("side")
     };
     let (found, unknown) = fixture
