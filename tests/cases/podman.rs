@@ -1,6 +1,6 @@
 //! Podman finds what it expects of a runtime.
 
-use harness::{CommandLine as _, Podman, Remains};
+use harness::{CommandLine as _, Podman};
 
 use crate::engines;
 
@@ -90,7 +90,6 @@ fn health_and_figures_are_the_containers() {
 
 #[test]
 fn a_pod_is_one_vm() {
-    let before = Remains::seen();
     let podman = Podman::with_busybox();
     let create = ["pod", "create", "--name", "pod", "--network", "none"];
     let infra = [
@@ -115,10 +114,8 @@ fn a_pod_is_one_vm() {
     heard.assert_status(0);
     let waited = podman.call(&["wait", "web"]);
     assert_eq!(waited.text(), "3\n", "{waited:?}");
-    let id = podman.inspect("web")["Id"].clone();
     let boot = podman.call(&["logs", "web"]).text();
     assert_eq!(heard.text(), format!("hello\n{boot}"));
     let remove = ["pod", "rm", "--force", "--time", "0", "pod"];
     podman.call(&remove).assert_status(0);
-    before.assert_nothing_new(id.as_str().unwrap(), &podman.runtime_root());
 }

@@ -66,7 +66,7 @@ fn a_member_is_in_the_vm_of_its_sandbox_and_has_a_life_of_its_own() {
     let words = [&["exec", &member.id][..], &boot].concat();
     let seen = member.runtime.call(&words);
     assert_eq!(seen.text(), kernel.text(), "{seen:?}");
-    let list = member.call(&["list", "--quiet"]).text();
+    let list = member.runtime.call(&["list", "--quiet"]).text();
     for id in [&pod.id, &member.id] {
         assert!(list.lines().any(|line| line == *id), "{list}");
     }
@@ -149,6 +149,46 @@ fn a_member_ends_with_its_sandbox() {
     assert_eq!(member.state()["status"], "stopped");
     member.call(&["delete"]).assert_status(0);
     before.assert_nothing_new(&member.id, &member.runtime.root());
+}
+
+#[test]
+fn a_member_whose_supervisor_crashed_has_stopped_and_can_be_deleted() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let pod = Engine::of(Bundle::busybox().shell(LOOP));
+    let supervisor = pod.make(&["run", "--detach"], &[]);
+    let bundle = member_of(&pod.id, Bundle::busybox().shell(LOOP));
+    let member = Engine::beside(&pod, bundle);
+    let process = member.make(&["run", "--detach"], &[]);
+    supervisor.signal(Signal::KILL);
+    assert_eq!((supervisor.wait(), process.wait()), (137, 137));
+    for engine in [&member, &pod] {
+        assert_eq!(engine.state()["status"], "stopped");
+        engine.call(&["kill"]).assert_refused(&["not running"]);
+        engine.call(&["delete"]).assert_status(0);
+        before.assert_nothing_new(&engine.id, &engine.runtime.root());
+    }
+}
+
+#[test]
+fn a_members_terminal_has_the_size_of_its_console() {
+    let pod = pod();
+    let script = "until stty size | grep '31 91'; do sleep 0.1; done; read line; echo \"<$line>\"";
+    let bundle = member_of(&pod.id, Bundle::busybox().shell(script));
+    let bundle = bundle.with("/process/terminal", json!(true));
+    let member = Engine::beside(&pod, bundle);
+    let console = member.console();
+    let path = console.path.clone();
+    let process = member.make(&["create"], &["--console-socket", &path]);
+    let mut terminal = console.terminal();
+    member.start();
+    terminal.resize(91, 31);
+    terminal.read_until("31 91\r\n");
+    terminal.type_in("hello\r");
+    terminal.read_until("<hello>\r\n");
+    assert_eq!(process.wait(), 0);
 }
 
 #[test]
