@@ -107,17 +107,11 @@ impl<W: Write + Send + std::fmt::Debug + 'static> Device for Console<W> {
 
 impl<W: Write> ConsoleWorker<W> {
     fn serve(&mut self) -> Result<(), ConsoleError> {
-        loop {
-            while let Some(chain) = self.transmit.next(&self.memory)? {
-                let length = chain.read_into(&mut self.buffer[..])?;
-                self.log.write_all(&self.buffer[..length])?;
-                self.transmit.complete(&self.memory, chain.head(), 0)?;
-            }
-            self.transmit.notify(&self.memory)?;
-            if !self.transmit.rearm(&self.memory)? {
-                return Ok(());
-            }
-        }
+        self.transmit.serve(&self.memory, |chain| {
+            let length = chain.read_into(&mut self.buffer[..])?;
+            self.log.write_all(&self.buffer[..length])?;
+            Ok(0)
+        })
     }
 }
 

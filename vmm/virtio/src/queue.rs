@@ -10,6 +10,8 @@
 //! 5. [`Queue::notify`] raises the interrupt, if the driver wants one (it says so by the event index, section 2.7.10).
 //! 6. Before it sleeps the device asks for kicks again ([`Queue::rearm`]) and looks once more, since one may just have been missed.
 //!
+//! [`Queue::serve`] is steps 2 to 6 for a device that answers each chain at once.
+//!
 //! A driver that breaks the rules breaks its own device: every method returns [`QueueError`], upon which the worker ends and the driver sees
 //! `DEVICE_NEEDS_RESET`.
 
@@ -143,6 +145,28 @@ impl Queue {
             .pop_descriptor_chain(memory)
             .ok_or(QueueError::BadRing)?;
         Ok(Some(Chain::new(chain, memory)))
+    }
+
+    /// Answers what the driver offers until it offers no more, then asks for kicks. `answer` does the device's work on a chain and returns how
+    /// many bytes it wrote; its error ends the serving, and the chain stays with the device.
+    ///
+    /// A driver that goes on offering keeps the queue's own thread at work, and no other. A machine stops its vCPUs before its devices, so that a stop
+    /// waits for one ring of chains at the most.
+    pub fn serve<E: From<QueueError>>(
+        &mut self,
+        memory: &GuestMemory,
+        mut answer: impl FnMut(&Chain<'_>) -> Result<u32, E>,
+    ) -> Result<(), E> {
+        loop {
+            while let Some(chain) = self.next(memory)? {
+                let written = answer(&chain)?;
+                self.complete(memory, chain.head(), written)?;
+            }
+            self.notify(memory)?;
+            if !self.rearm(memory)? {
+                return Ok(());
+            }
+        }
     }
 
     /// Gives the chain just taken with [`Queue::next`] back to the ring as if it had not been taken.

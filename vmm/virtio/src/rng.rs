@@ -78,20 +78,13 @@ impl Device for Rng {
 
 impl RngWorker {
     fn serve(&mut self) -> Result<(), RngError> {
-        loop {
-            while let Some(chain) = self.queue.next(&self.memory)? {
-                let room = chain.writer()?.available_bytes().min(FILL_MAX_BYTES);
-                let mut entropy = [0; FILL_MAX_BYTES];
-                let filled = getrandom(&mut entropy[..room], GetRandomFlags::empty())
-                    .map_err(std::io::Error::from)?;
-                let written = chain.write_from(&entropy[..filled])?;
-                self.queue.complete(&self.memory, chain.head(), written)?;
-            }
-            self.queue.notify(&self.memory)?;
-            if !self.queue.rearm(&self.memory)? {
-                return Ok(());
-            }
-        }
+        self.queue.serve(&self.memory, |chain| {
+            let room = chain.writer()?.available_bytes().min(FILL_MAX_BYTES);
+            let mut entropy = [0; FILL_MAX_BYTES];
+            let filled = getrandom(&mut entropy[..room], GetRandomFlags::empty())
+                .map_err(std::io::Error::from)?;
+            Ok(chain.write_from(&entropy[..filled])?)
+        })
     }
 }
 

@@ -338,26 +338,19 @@ struct MemWorker {
 
 impl MemWorker {
     fn serve(&mut self) -> Result<(), MemError> {
-        loop {
-            while let Some(chain) = self.queue.next(&self.memory)? {
-                let mut bytes = [0; REQUEST_BYTES];
-                if chain.read_into(&mut bytes)? < REQUEST_BYTES {
-                    return Err(QueueError::BadChain { head: chain.head() }.into());
-                }
-                let request = Request::parse(&bytes, self.region.start);
-                let mut state = self.shared.lock();
-                let response = state.answer(request.as_ref(), self.backing.as_mut());
-                // Before the driver knows, so that who hears of it finds the guest in it.
-                self.shared.tell(&mut state)?;
-                drop(state);
-                let written = chain.write_from(&response.bytes())?;
-                self.queue.complete(&self.memory, chain.head(), written)?;
+        self.queue.serve(&self.memory, |chain| {
+            let mut bytes = [0; REQUEST_BYTES];
+            if chain.read_into(&mut bytes)? < REQUEST_BYTES {
+                return Err(QueueError::BadChain { head: chain.head() }.into());
             }
-            self.queue.notify(&self.memory)?;
-            if !self.queue.rearm(&self.memory)? {
-                return Ok(());
-            }
-        }
+            let request = Request::parse(&bytes, self.region.start);
+            let mut state = self.shared.lock();
+            let response = state.answer(request.as_ref(), self.backing.as_mut());
+            // Before the driver knows, so that who hears of it finds the guest in it.
+            self.shared.tell(&mut state)?;
+            drop(state);
+            Ok(chain.write_from(&response.bytes())?)
+        })
     }
 }
 
