@@ -32,22 +32,12 @@ pub(crate) struct IdMap {
     pub(crate) recursive: bool,
 }
 
-/// `struct mount_attr` of the kernel, its first version.
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
 /// Maps the owners of files behind `tree`, a mount that is nowhere yet.
 pub(crate) fn map_owners(tree: BorrowedFd<'_>, map: &IdMap) -> io::Result<()> {
-    const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
     let namespace = user_namespace(map)?;
-    let attr = MountAttr {
-        set: MOUNT_ATTR_IDMAP,
-        clear: 0,
+    let attr = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
         propagation: 0,
         userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
     };
@@ -61,7 +51,7 @@ pub(crate) fn map_owners(tree: BorrowedFd<'_>, map: &IdMap) -> io::Result<()> {
             c"".as_ptr(),
             flags,
             &raw const attr,
-            size_of::<MountAttr>(),
+            size_of::<libc::mount_attr>(),
         )
     };
     if result == 0 {

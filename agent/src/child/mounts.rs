@@ -221,15 +221,6 @@ pub(super) fn propagation_flags(propagation: Propagation) -> MountPropagationFla
     }
 }
 
-/// The argument of mount_setattr(2).
-#[repr(C)]
-struct MountAttr {
-    set: u64,
-    clear: u64,
-    propagation: u64,
-    userns_fd: u64,
-}
-
 /// Changes one mount.
 fn set_attributes(
     mount: impl AsFd,
@@ -265,16 +256,16 @@ fn set(
     let propagation = propagation.map_or(0, |given| {
         (propagation_flags(given) - MountPropagationFlags::REC).bits()
     });
-    let attr = MountAttr {
-        set: attributes.set,
-        clear: attributes.clear,
+    let attr = libc::mount_attr {
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
         propagation: u64::from(propagation),
         userns_fd: 0,
     };
     mount_setattr(mount, &attr, flags)
 }
 
-fn mount_setattr(mount: impl AsFd, attr: &MountAttr, flags: i32) -> Result<(), Errno> {
+fn mount_setattr(mount: impl AsFd, attr: &libc::mount_attr, flags: i32) -> Result<(), Errno> {
     let path: &CStr = c"";
     // SAFETY: the descriptor is open, the path is a C string, and `attr` is a mount_attr of the size given; the call keeps none of them.
     let result = unsafe {
@@ -284,7 +275,7 @@ fn mount_setattr(mount: impl AsFd, attr: &MountAttr, flags: i32) -> Result<(), E
             path.as_ptr(),
             flags,
             std::ptr::from_ref(attr),
-            size_of::<MountAttr>(),
+            size_of::<libc::mount_attr>(),
         )
     };
     if result == 0 {

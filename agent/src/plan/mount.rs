@@ -48,16 +48,16 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    pub(crate) const RDONLY: u64 = 0x1;
-    const NOSUID: u64 = 0x2;
-    const NODEV: u64 = 0x4;
-    const NOEXEC: u64 = 0x8;
+    pub(crate) const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+    const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+    const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+    const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
     /// The field of three values; whoever sets one clears the field.
-    const ATIME: u64 = 0x70;
-    const NOATIME: u64 = 0x10;
-    const STRICTATIME: u64 = 0x20;
-    const NODIRATIME: u64 = 0x80;
-    const NOSYMFOLLOW: u64 = 0x20_0000;
+    const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
+    const NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
+    const STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
+    const NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
+    const NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
 
     /// Read-only, and nothing else.
     pub(crate) const READ_ONLY: Self = Self {
