@@ -7,8 +7,18 @@ fn engine() -> Engine {
     Engine::of(Bundle::busybox().shell("echo up; sleep 1000"))
 }
 
-fn signal(pid: &serde_json::Value, signal: Signal) {
-    let pid = i32::try_from(pid.as_i64().unwrap()).unwrap();
+/// What was there before, and a container that is up, with its process.
+fn running() -> (Remains, Engine, Adopted) {
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("up\n");
+    (before, engine, process)
+}
+
+fn signal_vm(engine: &Engine, signal: Signal) {
+    let pid = engine.record()["vmm"]["pid"].as_i64().unwrap();
+    let pid = i32::try_from(pid).unwrap();
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
@@ -34,10 +44,7 @@ fn a_supervisor_killed_before_the_start() {
 
 #[test]
 fn a_supervisor_killed_while_running_and_another_run_at_once() {
-    let before = Remains::seen();
-    let engine = engine();
-    let process = engine.make(&["run", "--detach"], &[]);
-    engine.await_output("up\n");
+    let (before, engine, process) = running();
     let exec = engine.exec(&[], &["sleep", "1000"]);
     process.signal(Signal::KILL);
     assert_eq!(exec.wait(), 137);
@@ -55,7 +62,7 @@ fn a_vm_killed_before_the_start() {
     let before = Remains::seen();
     let engine = engine();
     let process = engine.make(&["create"], &[]);
-    signal(&engine.record()["vmm"]["pid"], Signal::KILL);
+    signal_vm(&engine, Signal::KILL);
     bury(&engine, process, &before);
 }
 
@@ -64,12 +71,9 @@ fn a_vm_killed_while_running() {
     if !Runtime::is_husk() {
         return;
     }
-    let before = Remains::seen();
-    let engine = engine();
-    let process = engine.make(&["run", "--detach"], &[]);
-    engine.await_output("up\n");
+    let (before, engine, process) = running();
     let exec = engine.exec(&[], &["sleep", "1000"]);
-    signal(&engine.record()["vmm"]["pid"], Signal::KILL);
+    signal_vm(&engine, Signal::KILL);
     assert_eq!(exec.wait(), 137);
     bury(&engine, process, &before);
 }
@@ -79,11 +83,8 @@ fn a_vm_that_hangs_is_ended_by_a_kill() {
     if !Runtime::is_husk() {
         return;
     }
-    let before = Remains::seen();
-    let engine = engine();
-    let process = engine.make(&["run", "--detach"], &[]);
-    engine.await_output("up\n");
-    signal(&engine.record()["vmm"]["pid"], Signal::STOP);
+    let (before, engine, process) = running();
+    signal_vm(&engine, Signal::STOP);
     let words = ["kill", &engine.id, "KILL"];
     engine.runtime.call(&words).assert_status(0);
     bury(&engine, process, &before);
@@ -94,11 +95,8 @@ fn a_vm_that_hangs_is_deleted_by_force() {
     if !Runtime::is_husk() {
         return;
     }
-    let before = Remains::seen();
-    let engine = engine();
-    let process = engine.make(&["run", "--detach"], &[]);
-    engine.await_output("up\n");
-    signal(&engine.record()["vmm"]["pid"], Signal::STOP);
+    let (before, engine, process) = running();
+    signal_vm(&engine, Signal::STOP);
     engine.call(&["delete", "--force"]).assert_status(0);
     assert_eq!(process.wait(), 137);
     before.assert_nothing_new(&engine.id, &engine.runtime.root());
