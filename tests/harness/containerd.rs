@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::daemon::Daemon;
+use crate::output::captured;
 use crate::{Bundle, Output, Runtime};
 
 /// What the daemon says when it can be asked.
@@ -53,11 +54,7 @@ impl Containerd {
         let mut command = Command::new("ctr");
         command.arg("--address").arg(self.at("socket"));
         command.args(words);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        Output::of(command)
+        Output::of(captured(command))
     }
 
     /// Runs a container: options, its name, then the command.

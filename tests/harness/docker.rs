@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::Runtime;
 use crate::command_line::{CommandLine, IMAGE, pack_busybox};
 use crate::daemon::Daemon;
+use crate::output::captured;
 
 /// Debian's: there may be others on the path.
 const DOCKER: &str = "/usr/bin/docker";
@@ -73,11 +74,7 @@ impl CommandLine for Docker {
         command.arg("--host");
         command.arg(format!("unix://{}", at("socket").display()));
         command.args(words);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+        captured(command)
     }
 
     fn runtime_root(&self) -> PathBuf {

@@ -1,7 +1,16 @@
 //! What a command left: its status and both outputs, with assertions that show all of it when they fail.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus, Stdio};
+
+/// The same command with nothing on its standard input, and pipes for both outputs. A case that needs other streams says so afterwards.
+pub(crate) fn captured(mut command: Command) -> Command {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
 
 /// The end of a command.
 #[derive(Clone, Debug)]

@@ -1,12 +1,13 @@
 //! Podman with the runtime under test, its storage in a directory of the case's own.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use tempfile::TempDir;
 
 use crate::Runtime;
 use crate::command_line::{CommandLine, IMAGE, pack_busybox};
+use crate::output::captured;
 
 /// See the module. Its containers are removed when it is dropped.
 #[derive(Debug)]
@@ -49,11 +50,7 @@ impl CommandLine for Podman {
         let log = root.with_file_name("log");
         command.arg(format!("--runtime-flag=log={}", log.display()));
         command.args(words);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+        captured(command)
     }
 
     fn runtime_root(&self) -> PathBuf {

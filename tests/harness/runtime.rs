@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::output::captured;
 use crate::{Bundle, Output, Remains, Terminal};
 
 /// After this a command is killed and its case fails: long enough for a software-emulated host that is busy.
@@ -113,11 +114,7 @@ impl Runtime {
         command.arg("--root").arg(self.root()).arg("--debug");
         command.arg("--log").arg(self.directory.path().join("log"));
         command.args(&self.options).args(words);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+        captured(command)
     }
 
     /// Calls it and waits.
