@@ -3,6 +3,7 @@
 //! Containers can provoke lines, so that there is a bound: at most [`LINES_MAX`] per [`PERIOD`], and one line that says how many were
 //! left out.
 
+use std::error::Error;
 use std::fmt::Arguments;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -73,6 +74,17 @@ pub(crate) fn write(level: &str, line: Arguments<'_>) {
         let _ = writeln!(stderr, "husk-agent: warning: {missed} lines were left out");
     }
     let _ = writeln!(stderr, "husk-agent: {level}{line}");
+}
+
+/// An error with all that caused it, in one line.
+pub(crate) fn line_of(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line = format!("{line}: {error}");
+        source = error.source();
+    }
+    line
 }
 
 /// Something that the agent can live with, but somebody should know.

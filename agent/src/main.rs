@@ -27,6 +27,7 @@ mod server;
 #[expect(unsafe_code, reason = "signals that have no name")]
 mod signal;
 mod spawn;
+mod status;
 mod stdio;
 mod storage;
 mod streams;
@@ -81,12 +82,6 @@ fn report<E: Error>(result: Result<(), E>) -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line = format!("{line}: {error}");
-        source = error.source();
-    }
-    log::write("error: ", format_args!("{line}"));
+    log::write("error: ", format_args!("{}", log::line_of(&error)));
     ExitCode::FAILURE
 }

@@ -10,15 +10,13 @@ use agent_api::agent::{
 };
 use agent_api::agent_ttrpc::Agent;
 use async_trait::async_trait;
+use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
-use ttrpc::{Code, get_status};
 
-use crate::cgroup::LimitError;
-use crate::cpus::{self, CpusError};
-use crate::machine::{self, MachineError};
 use crate::plan::WindowSize;
-use crate::report::FailureKind;
-use crate::sandbox::{Events, Handle, Key, Request, SandboxError};
+use crate::sandbox::{Events, Handle, Key, Reply, Request};
+use crate::status::status;
+use crate::{cpus, machine};
 
 /// The service.
 #[derive(Debug)]
@@ -38,13 +36,32 @@ impl Server {
             own_machine,
         }
     }
+
+    /// Asks the sandbox.
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> ttrpc::Result<T> {
+        Ok(self.sandbox.ask(request).await?)
+    }
+
+    /// The same where the answer is only that it is done.
+    async fn order(&self, request: impl FnOnce(Reply<()>) -> Request) -> ttrpc::Result<Empty> {
+        self.ask(request).await?;
+        Ok(Empty::default())
+    }
+
+    async fn start(&self, key: Key) -> ttrpc::Result<StartResponse> {
+        let pid = self.ask(|reply| Request::Start { key, reply }).await?;
+        Ok(StartResponse {
+            pid,
+            ..StartResponse::default()
+        })
+    }
 }
 
 #[async_trait]
 impl Agent for Server {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
         if self.own_machine {
-            machine::configure(&request).map_err(machine_error)?;
+            machine::configure(&request)?;
         }
         Ok(Empty::default())
     }
@@ -57,9 +74,7 @@ impl Agent for Server {
         if self.own_machine {
             // A CPU that goes hands its tasks over first, which takes its time.
             let switched = tokio::task::spawn_blocking(move || cpus::online(request.count)).await;
-            switched
-                .map_err(|error| status(Code::INTERNAL, error))?
-                .map_err(cpus_error)?;
+            switched.map_err(|error| status(Code::INTERNAL, error))??;
         }
         Ok(Empty::default())
     }
@@ -98,7 +113,6 @@ impl Agent for Server {
         );
         let (id, spec) = (request.container_id, request.spec);
         let pid = self
-            .sandbox
             .ask(|reply| Request::CreateContainer {
                 id,
                 spec,
@@ -106,9 +120,9 @@ impl Agent for Server {
                 size,
                 reply,
             })
-            .await;
+            .await?;
         Ok(CreateContainerResponse {
-            pid: pid.map_err(error)?,
+            pid,
             ..CreateContainerResponse::default()
         })
     }
@@ -118,19 +132,7 @@ impl Agent for Server {
         _: &TtrpcContext,
         request: ContainerRequest,
     ) -> ttrpc::Result<StartResponse> {
-        let key = Key {
-            container: request.container_id,
-            exec: String::new(),
-        };
-        let pid = self
-            .sandbox
-            .ask(|reply| Request::Start { key, reply })
-            .await
-            .map_err(error)?;
-        Ok(StartResponse {
-            pid,
-            ..StartResponse::default()
-        })
+        self.start(Key::init(&request.container_id)).await
     }
 
     async fn delete_container(
@@ -139,11 +141,8 @@ impl Agent for Server {
         request: ContainerRequest,
     ) -> ttrpc::Result<Empty> {
         let id = request.container_id;
-        self.sandbox
-            .ask(|reply| Request::DeleteContainer { id, reply })
+        self.order(|reply| Request::DeleteContainer { id, reply })
             .await
-            .map_err(error)?;
-        Ok(Empty::default())
     }
 
     async fn create_process(
@@ -160,17 +159,14 @@ impl Agent for Server {
             exec: request.exec_id,
         };
         let process = request.process;
-        self.sandbox
-            .ask(|reply| Request::CreateProcess {
-                key,
-                process,
-                streams,
-                size,
-                reply,
-            })
-            .await
-            .map_err(error)?;
-        Ok(Empty::default())
+        self.order(|reply| Request::CreateProcess {
+            key,
+            process,
+            streams,
+            size,
+            reply,
+        })
+        .await
     }
 
     async fn start_process(
@@ -178,16 +174,7 @@ impl Agent for Server {
         _: &TtrpcContext,
         request: ProcessRequest,
     ) -> ttrpc::Result<StartResponse> {
-        let key = exec_key(request)?;
-        let pid = self
-            .sandbox
-            .ask(|reply| Request::Start { key, reply })
-            .await
-            .map_err(error)?;
-        Ok(StartResponse {
-            pid,
-            ..StartResponse::default()
-        })
+        self.start(exec_key(request)?).await
     }
 
     async fn delete_process(
@@ -196,11 +183,8 @@ impl Agent for Server {
         request: ProcessRequest,
     ) -> ttrpc::Result<Empty> {
         let key = exec_key(request)?;
-        self.sandbox
-            .ask(|reply| Request::DeleteProcess { key, reply })
+        self.order(|reply| Request::DeleteProcess { key, reply })
             .await
-            .map_err(error)?;
-        Ok(Empty::default())
     }
 
     async fn signal(&self, _: &TtrpcContext, request: SignalRequest) -> ttrpc::Result<Empty> {
@@ -209,16 +193,13 @@ impl Agent for Server {
             exec: request.exec_id,
         };
         let (signal, all) = (request.signal, request.all);
-        self.sandbox
-            .ask(|reply| Request::Signal {
-                key,
-                signal,
-                all,
-                reply,
-            })
-            .await
-            .map_err(error)?;
-        Ok(Empty::default())
+        self.order(|reply| Request::Signal {
+            key,
+            signal,
+            all,
+            reply,
+        })
+        .await
     }
 
     async fn resize_pty(
@@ -231,11 +212,8 @@ impl Agent for Server {
             container: request.container_id,
             exec: request.exec_id,
         };
-        self.sandbox
-            .ask(|reply| Request::Resize { key, size, reply })
+        self.order(|reply| Request::Resize { key, size, reply })
             .await
-            .map_err(error)?;
-        Ok(Empty::default())
     }
 
     async fn pids(
@@ -244,11 +222,7 @@ impl Agent for Server {
         request: ContainerRequest,
     ) -> ttrpc::Result<PidsResponse> {
         let id = request.container_id;
-        let pids = self
-            .sandbox
-            .ask(|reply| Request::Pids { id, reply })
-            .await
-            .map_err(error)?;
+        let pids = self.ask(|reply| Request::Pids { id, reply }).await?;
         Ok(PidsResponse {
             pids,
             ..PidsResponse::default()
@@ -261,11 +235,7 @@ impl Agent for Server {
         request: ContainerRequest,
     ) -> ttrpc::Result<ProcessesResponse> {
         let id = request.container_id;
-        let processes = self
-            .sandbox
-            .ask(|reply| Request::Processes { id, reply })
-            .await
-            .map_err(error)?;
+        let processes = self.ask(|reply| Request::Processes { id, reply }).await?;
         Ok(ProcessesResponse {
             processes,
             ..ProcessesResponse::default()
@@ -274,33 +244,22 @@ impl Agent for Server {
 
     async fn pause(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         let id = request.container_id;
-        self.sandbox
-            .ask(|reply| Request::Pause { id, reply })
-            .await
-            .map_err(error)?;
-        Ok(Empty::default())
+        self.order(|reply| Request::Pause { id, reply }).await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
         let id = request.container_id;
-        self.sandbox
-            .ask(|reply| Request::Resume { id, reply })
-            .await
-            .map_err(error)?;
-        Ok(Empty::default())
+        self.order(|reply| Request::Resume { id, reply }).await
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateRequest) -> ttrpc::Result<Empty> {
         let (id, resources) = (request.container_id, request.resources);
-        self.sandbox
-            .ask(|reply| Request::Update {
-                id,
-                resources,
-                reply,
-            })
-            .await
-            .map_err(error)?;
-        Ok(Empty::default())
+        self.order(|reply| Request::Update {
+            id,
+            resources,
+            reply,
+        })
+        .await
     }
 
     async fn stats(
@@ -309,11 +268,7 @@ impl Agent for Server {
         request: ContainerRequest,
     ) -> ttrpc::Result<StatsResponse> {
         let id = request.container_id;
-        let files = self
-            .sandbox
-            .ask(|reply| Request::Stats { id, reply })
-            .await
-            .map_err(error)?;
+        let files = self.ask(|reply| Request::Stats { id, reply }).await?;
         Ok(StatsResponse {
             files,
             ..StatsResponse::default()
@@ -349,66 +304,4 @@ fn size(given: Option<&agent_api::agent::WindowSize>) -> WindowSize {
             height: narrow(size.height),
         })
         .unwrap_or_default()
-}
-
-fn status(code: Code, message: impl ToString) -> ttrpc::Error {
-    ttrpc::Error::RpcStatus(get_status(code, message))
-}
-
-/// The one table from errors to codes.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err wants"
-)]
-fn error(error: SandboxError) -> ttrpc::Error {
-    let code = match &error {
-        SandboxError::NoContainer(_) | SandboxError::NoProcess { .. } => Code::NOT_FOUND,
-        SandboxError::Exists(_) => Code::ALREADY_EXISTS,
-        SandboxError::State { .. } => Code::FAILED_PRECONDITION,
-        SandboxError::Id(_) | SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
-        SandboxError::Limit(LimitError::Missing { .. }) => Code::INVALID_ARGUMENT,
-        SandboxError::Limit(LimitError::Write { .. }) => Code::INTERNAL,
-        SandboxError::Gone | SandboxError::Busy(_) => Code::UNAVAILABLE,
-        SandboxError::Io { .. } | SandboxError::Spawn(_) => {
-            match error.failure().map(|failure| failure.kind) {
-                Some(FailureKind::NotFound) => Code::NOT_FOUND,
-                Some(FailureKind::NotExecutable) => Code::PERMISSION_DENIED,
-                Some(FailureKind::SetUp) | None => Code::INTERNAL,
-            }
-        }
-    };
-    status(code, chain(&error))
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err wants"
-)]
-fn machine_error(error: MachineError) -> ttrpc::Error {
-    status(Code::INTERNAL, chain(&error))
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err wants"
-)]
-fn cpus_error(error: CpusError) -> ttrpc::Error {
-    let code = match &error {
-        CpusError::Count { .. } => Code::INVALID_ARGUMENT,
-        CpusError::Read { .. } | CpusError::List { .. } | CpusError::Switch { .. } => {
-            Code::INTERNAL
-        }
-    };
-    status(code, chain(&error))
-}
-
-/// The error and its sources, in one line: the wire carries text only.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        line = format!("{line}: {error}");
-        source = error.source();
-    }
-    line
 }
