@@ -17,6 +17,7 @@ use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Requ
 
 use vmm_virtio::mem;
 
+use crate::causes;
 use crate::machine::Machine;
 use crate::vcpu::VcpuError;
 
@@ -141,7 +142,7 @@ impl Control {
             Command::Resize { memory_mib } => self
                 .machine
                 .resize(*memory_mib)
-                .map_err(|error| refuse(&chain(&error)))?,
+                .map_err(|error| refuse(&causes::line(&error)))?,
             Command::Stats => return Ok(Reply::Stats(self.machine.stats())),
             Command::Stop => {}
         }
@@ -190,17 +191,6 @@ fn refuse(message: &str) -> ReplyError {
     ReplyError {
         message: message.to_owned(),
     }
-}
-
-/// An error with its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line = format!("{line}: {cause}");
-        source = cause.source();
-    }
-    line
 }
 
 /// Receives one packet. None at the end of file.

@@ -11,6 +11,8 @@ pub mod args;
 pub mod boot;
 /// Address to device.
 pub mod bus;
+/// Errors with what caused them.
+pub mod causes;
 /// Configuration to plan: every check.
 pub mod config;
 /// The thread that owns the machine.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::process;
 
 use husk_vmm::args::{self, HELP, Invocation};
-use husk_vmm::{probe, run};
+use husk_vmm::{causes, probe, run};
 use vmm_api::ExitCode;
 
 fn main() -> process::ExitCode {
@@ -33,13 +33,6 @@ fn print(text: &str) -> ExitCode {
 
 /// One line with the whole chain.
 fn fail(error: &dyn std::error::Error, code: ExitCode) -> ExitCode {
-    let mut line = format!("husk-vmm: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    eprintln!("{line}");
+    eprintln!("husk-vmm: {}", causes::line(error));
     code
 }

@@ -12,7 +12,6 @@
 //! since others may use the processor at the same time.
 //! Every way to fail is told in [`Probe`].
 
-use std::error::Error;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
@@ -24,6 +23,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 use vmm_api::Probe;
 use vmm_virtio::GuestMemory;
 
+use crate::causes;
 use crate::kvm::{Kvm, KvmError, call};
 use crate::memory::{self, MemoryError};
 
@@ -52,7 +52,7 @@ const RUNS_MAX: u32 = 16;
 pub fn line() -> Result<String, serde_json::Error> {
     let mut found = Probe::default();
     if let Err(error) = look(&mut found) {
-        found.error = Some(chain(&error));
+        found.error = Some(causes::line(&error));
     }
     Ok(serde_json::to_string(&found)? + "\n")
 }
@@ -176,16 +176,6 @@ fn set_registers(vcpu: &VcpuFd, rounds: u64) -> Result<(), KvmError> {
 fn rate(count: u64, time: Duration) -> u64 {
     let nanoseconds = time.as_nanos().max(1);
     u64::try_from(u128::from(count) * 1_000_000_000 / nanoseconds).unwrap_or(u64::MAX)
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
