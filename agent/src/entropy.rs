@@ -4,6 +4,8 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
 
+use crate::syscall::checked;
+
 /// The most that is taken at once; the kernel's pool has 32 bytes.
 const ENTROPY_MAX: usize = 512;
 const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
@@ -29,15 +31,8 @@ pub(crate) fn add(entropy: &[u8]) -> io::Result<()> {
     info.bytes[..entropy.len()].copy_from_slice(entropy);
     let device = OpenOptions::new().write(true).open("/dev/urandom")?;
     // SAFETY: `info` is a rand_pool_info whose `len` says how many of its bytes are to be read.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), RNDADDENTROPY, &raw const info) })?;
     // SAFETY: RNDRESEEDCRNG takes no argument.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) })
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    checked(unsafe { libc::ioctl(device.as_raw_fd(), RNDRESEEDCRNG) })?;
+    Ok(())
 }

@@ -31,6 +31,7 @@ mod status;
 mod stdio;
 mod storage;
 mod streams;
+mod syscall;
 mod transport;
 #[expect(unsafe_code, reason = "the runtime trusts its caller with descriptors")]
 mod watch;

@@ -5,13 +5,12 @@
 use agent_api::POWER_PORT;
 use rustix::io::Errno;
 
+use crate::syscall::checked;
+
 /// Writes `byte` to the port.
 pub(crate) fn write(byte: u8) -> Result<(), Errno> {
     // SAFETY: ioperm(2) changes what this thread may do, and touches no memory.
-    let granted = unsafe { libc::ioperm(POWER_PORT.into(), 1, 1) };
-    if granted != 0 {
-        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO));
-    }
+    checked(unsafe { libc::ioperm(POWER_PORT.into(), 1, 1) })?;
     // SAFETY: the port was granted above; the machine takes the byte and nothing in memory changes.
     unsafe {
         std::arch::asm!("out dx, al", in("dx") POWER_PORT, in("al") byte, options(nomem, nostack, preserves_flags));

@@ -2,6 +2,8 @@
 
 use rustix::io::Errno;
 
+use crate::syscall::checked;
+
 /// The kernel's signals are 1 to this.
 const SIGNAL_MAX: i32 = 64;
 
@@ -13,12 +15,7 @@ pub(crate) fn send(pid: i32, signal: u32) -> Result<(), Errno> {
         return Err(Errno::INVAL);
     }
     // SAFETY: kill(2) takes two numbers and touches no memory of this process.
-    let result = unsafe { libc::kill(pid, signal) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    }
+    checked(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
 /// Gives SIGPIPE its default meaning back, which the Rust runtime takes away at its start and `execve` would pass on.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::plan::Namespaces;
+use crate::syscall::checked;
 
 /// Which of the two a process is after [`clone_sibling`].
 #[derive(Debug)]
@@ -57,43 +58,32 @@ pub(super) fn clone_sibling(namespaces: Namespaces, cgroup: impl AsFd) -> Result
 fn clone3(args: &CloneArgs) -> Result<i32, Errno> {
     // SAFETY: `args` is a valid clone_args of the size given, with a place for whatever it asks for. Without CLONE_VM and with no stack of its own the
     // child is a copy of this process, as after fork(2); this process has one thread, so that no lock is held by another in the copy.
-    let result = unsafe {
+    let child = checked(unsafe {
         libc::syscall(
             libc::SYS_clone3,
             std::ptr::from_ref(args),
             size_of::<CloneArgs>(),
         )
-    };
-    match i32::try_from(result) {
-        Ok(child) if child >= 0 => Ok(child),
-        _ => Err(last_errno()),
-    }
+    })?;
+    i32::try_from(child).map_err(|_| Errno::RANGE)
 }
 
 /// Marks every descriptor from `first` on close-on-exec.
 pub(super) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing and touches no memory.
-    let result = unsafe {
+    checked(unsafe {
         libc::syscall(
             libc::SYS_close_range,
             first,
             u32::MAX,
             libc::CLOSE_RANGE_CLOEXEC,
         )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(last_errno())
-    }
+    })
+    .map(drop)
 }
 
 /// Ends this process at once: a copy of another runs nothing at its exit.
 pub(super) fn exit(code: u8) -> ! {
     // SAFETY: _exit(2) does not return and runs no handlers.
     unsafe { libc::_exit(code.into()) }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

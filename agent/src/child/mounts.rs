@@ -17,6 +17,7 @@ use super::{Doing, StepError, copy_up, quoted};
 use crate::plan::{
     Attributes, Container, Mount, MountKind, Namespaces, Propagation, PropagationKind,
 };
+use crate::syscall::checked;
 
 /// Mounts that become read-only only when nothing is to be put into them any more.
 #[derive(Debug)]
@@ -268,7 +269,7 @@ fn set(
 fn mount_setattr(mount: impl AsFd, attr: &libc::mount_attr, flags: i32) -> Result<(), Errno> {
     let path: &CStr = c"";
     // SAFETY: the descriptor is open, the path is a C string, and `attr` is a mount_attr of the size given; the call keeps none of them.
-    let result = unsafe {
+    checked(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             mount.as_fd().as_raw_fd(),
@@ -277,12 +278,8 @@ fn mount_setattr(mount: impl AsFd, attr: &libc::mount_attr, flags: i32) -> Resul
             std::ptr::from_ref(attr),
             size_of::<libc::mount_attr>(),
         )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    }
+    })
+    .map(drop)
 }
 
 /// Opens a directory for reading that was resolved before.

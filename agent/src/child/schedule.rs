@@ -9,19 +9,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::{Doing, StepError};
 use crate::plan::{Schedule, Scheduler};
-
-/// `struct sched_attr`, first version.
-#[repr(C)]
-struct SchedAttr {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
+use crate::syscall::checked;
 
 /// Gives the process `pid` its scheduler and its I/O priority.
 pub(super) fn set(pid: i32, schedule: &Schedule) -> Result<(), StepError> {
@@ -56,23 +44,24 @@ pub(super) fn set_personality(schedule: &Schedule) -> Result<(), StepError> {
         return Ok(());
     };
     // SAFETY: personality(2) takes a number and touches no memory of this process.
-    let result = unsafe { libc::personality(personality.into()) };
-    checked(result.into()).doing(|| "cannot set linux.personality".to_owned())
+    checked(unsafe { libc::personality(personality.into()) })
+        .map(drop)
+        .doing(|| "cannot set linux.personality".to_owned())
 }
 
 fn set_scheduler(pid: i32, scheduler: Scheduler) -> Result<(), Errno> {
-    let attr = SchedAttr {
-        size: u32::try_from(size_of::<SchedAttr>()).map_err(|_| Errno::INVAL)?,
-        policy: scheduler.policy,
-        flags: scheduler.flags,
-        nice: scheduler.nice,
-        priority: scheduler.priority,
-        runtime: scheduler.runtime,
-        deadline: scheduler.deadline,
-        period: scheduler.period,
+    let attr = libc::sched_attr {
+        size: u32::try_from(size_of::<libc::sched_attr>()).map_err(|_| Errno::INVAL)?,
+        sched_policy: scheduler.policy,
+        sched_flags: scheduler.flags,
+        sched_nice: scheduler.nice,
+        sched_priority: scheduler.priority,
+        sched_runtime: scheduler.runtime,
+        sched_deadline: scheduler.deadline,
+        sched_period: scheduler.period,
     };
     // SAFETY: `attr` is a sched_attr of the size that it says; the call reads it and keeps nothing.
-    checked(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })
+    checked(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) }).map(drop)
 }
 
 fn set_io_priority(pid: i32, priority: u16) -> Result<(), Errno> {
@@ -80,12 +69,5 @@ fn set_io_priority(pid: i32, priority: u16) -> Result<(), Errno> {
     let priority = i32::from(priority);
     // SAFETY: ioprio_set(2) takes three numbers and touches no memory of this process.
     checked(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, pid, priority) })
-}
-
-fn checked(result: i64) -> Result<(), Errno> {
-    if result < 0 {
-        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO))
-    } else {
-        Ok(())
-    }
+        .map(drop)
 }
