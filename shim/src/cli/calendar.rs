@@ -1,8 +1,8 @@
 //! Times of day and dates, UTC, in the Gregorian calendar (pure).
 
-const NS_PER_S: u64 = 1_000_000_000;
+pub(super) const NS_PER_S: u64 = 1_000_000_000;
 
-const S_PER_DAY: u64 = 24 * 60 * 60;
+pub(super) const S_PER_DAY: u64 = 24 * 60 * 60;
 
 /// A moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,11 @@ use nix::sys::signal::Signal;
 use super::Failure;
 use super::foreground::block_on;
 use super::record::{self, NOT_RUNNING};
+use super::signals::SIGNAL_MAX;
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::Status;
 use crate::supervise;
-
-/// The highest signal number of Linux.
-const SIGNAL_MAX: u32 = 64;
 
 /// The states of a container that a signal can reach.
 const ALIVE: [Status; 4] = [
@@ -67,7 +65,7 @@ pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failur
 
 fn signal_number(text: &str) -> Result<u32, String> {
     if let Ok(number) = text.parse() {
-        return if number <= SIGNAL_MAX {
+        return if number <= u32::from(SIGNAL_MAX) {
             Ok(number)
         } else {
             Err(format!("signals are 0 to {SIGNAL_MAX}"))

@@ -14,15 +14,13 @@ use anyhow::{Context as _, anyhow};
 use clap::ValueEnum;
 
 use super::Failure;
-use super::calendar;
+use super::calendar::{self, NS_PER_S, S_PER_DAY};
 use super::foreground::block_on;
 use super::record;
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::{Status, now_ns};
 use crate::supervise;
-
-const NS_PER_S: u64 = 1_000_000_000;
 
 const HEADER: &str = "UID        PID  PPID  C STIME TTY          TIME CMD\n";
 
@@ -148,7 +146,7 @@ fn start(started_ns: u64, now_ns: u64) -> String {
 }
 
 fn duration(seconds: u64) -> String {
-    let (days, hours) = (seconds / 86_400, seconds / 3600 % 24);
+    let (days, hours) = (seconds / S_PER_DAY, seconds / 3600 % 24);
     let time = format!("{hours:02}:{:02}:{:02}", seconds / 60 % 60, seconds % 60);
     match days {
         0 => time,
@@ -160,7 +158,7 @@ fn duration(seconds: u64) -> String {
 mod tests {
     use super::*;
 
-    const DAY_NS: u64 = 86_400 * NS_PER_S;
+    const DAY_NS: u64 = S_PER_DAY * NS_PER_S;
 
     fn args(words: &[&str]) -> PsArgs {
         PsArgs {
@@ -190,7 +188,7 @@ mod tests {
     #[test]
     fn older_processes_show_their_day() {
         assert_eq!(start(DAY_NS / 2, DAY_NS), "Jan01");
-        assert_eq!(duration(86_400 + 3661), "1-01:01:01");
+        assert_eq!(duration(S_PER_DAY + 3661), "1-01:01:01");
     }
 
     #[test]

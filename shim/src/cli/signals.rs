@@ -28,7 +28,7 @@ const KEPT: [c_int; 13] = [
 ];
 
 /// The highest signal number of Linux.
-const SIGNAL_MAX: c_int = 64;
+pub(super) const SIGNAL_MAX: u8 = 64;
 
 /// Asks to end: what ends a command whose container is not running yet.
 const ENDING: [c_int; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
@@ -42,7 +42,7 @@ pub(super) struct Signals {
 impl Signals {
     /// Begins to catch. Signals that come before they are asked for are kept, one of each.
     pub(super) fn catch() -> io::Result<Self> {
-        let streams = (1..=SIGNAL_MAX)
+        let streams = (1..=c_int::from(SIGNAL_MAX))
             .filter(|number| !KEPT.contains(number))
             .map(|number| Ok((number, signal(SignalKind::from_raw(number))?)))
             .collect::<io::Result<_>>()?;

@@ -1,6 +1,6 @@
 //! `husk update`: the limits of a container are changed while it lives, from options or from a file of OCI `linux.resources`.
 //!
-//! What is not said, or said with 0, stays. The VM stays as large as it was made: a limit that needs more is refused.
+//! What is not said, or said with 0, stays. The VM grows and shrinks with the limits; a memory limit that it cannot give is refused.
 
 use std::io::Read as _;
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ use crate::supervise;
 
 /// Change the limits of a container
 ///
-/// The size of its VM stays: more memory than that has is refused.
+/// Its VM grows and shrinks with them; more memory than that can have is refused.
 #[derive(Debug, clap::Args)]
 pub(super) struct UpdateArgs {
     /// Read the limits from FILE, or with - from standard input, as OCI linux.resources; other options are then ignored
