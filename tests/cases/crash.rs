@@ -1,7 +1,7 @@
 //! Whoever dies first: what is left can be looked at and removed, and nothing leaks.
 
 use harness::{Adopted, Bundle, Engine, Remains, Runtime};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 fn engine() -> Engine {
     Engine::of(Bundle::busybox().shell("echo up; sleep 1000"))
@@ -17,9 +17,8 @@ fn running() -> (Remains, Engine, Adopted) {
 }
 
 fn signal_vm(engine: &Engine, signal: Signal) {
-    let pid = engine.record()["vmm"]["pid"].as_i64().unwrap();
-    let pid = i32::try_from(pid).unwrap();
-    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+    let vmm = engine.runtime.process(&engine.id, "vmm");
+    kill_process(vmm, signal).unwrap();
 }
 
 /// Everything an engine does with a container that has died.

@@ -1,17 +1,7 @@
 //! What a crashed supervisor left behind is removed, and nothing else.
 
-use std::fs;
-
 use harness::{Background, Bundle, Runtime};
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
-
-fn supervisor(runtime: &Runtime, id: &str) -> Pid {
-    let text = fs::read(runtime.root().join(id).join("state.json")).unwrap();
-    let record: Value = serde_json::from_slice(&text).unwrap();
-    let pid = record["supervisor"]["pid"].as_i64().unwrap();
-    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
-}
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn the_dead_are_removed_and_the_living_left_alone() {
@@ -24,7 +14,7 @@ fn the_dead_are_removed_and_the_living_left_alone() {
     let bundle = Bundle::busybox().args(&["sleep", "1000"]);
     let living = Background::started(&runtime, bundle);
     runtime.call(&["gc"]).assert_prints("");
-    kill_process(supervisor(&runtime, &dead.id), Signal::KILL).unwrap();
+    kill_process(runtime.process(&dead.id, "supervisor"), Signal::KILL).unwrap();
     dead.until_stopped();
     let output = runtime.call(&["gc"]);
     output.assert_prints_part(&format!("{}: removed ", dead.id));

@@ -3,6 +3,7 @@
 use std::fs;
 
 use harness::{Bundle, Remains, Runtime, initrd_with};
+use rustix::process::{Signal, kill_process};
 
 #[test]
 fn a_kernel_that_panics_shows_its_last_lines() {
@@ -51,16 +52,7 @@ fn a_vm_that_is_killed_ends_its_container_with_137() {
     let mut running = runtime.start(&bundle);
     let id = running.id.clone();
     running.wait_for("up\n");
-    let state = fs::read_to_string(runtime.root().join(&id).join("state.json")).unwrap();
-    let vmm = vmm_pid(&serde_json::from_str(&state).unwrap());
-    rustix::process::kill_process(vmm, rustix::process::Signal::KILL).unwrap();
+    kill_process(runtime.process(&id, "vmm"), Signal::KILL).unwrap();
     running.wait().assert_status(137);
     before.assert_nothing_new(&id, &runtime.root());
-}
-
-fn vmm_pid(state: &serde_json::Value) -> rustix::process::Pid {
-    let pid = state["vmm"]["pid"]
-        .as_i64()
-        .unwrap_or_else(|| panic!("a pid in {state}"));
-    rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }

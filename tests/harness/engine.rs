@@ -120,13 +120,6 @@ impl Engine {
         self.runtime.state(&self.id)
     }
 
-    /// What the supervisor has written down.
-    #[must_use]
-    pub fn record(&self) -> Value {
-        let path = self.runtime.root().join(&self.id).join("state.json");
-        serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
-    }
-
     /// Waits until the container has printed this.
     pub fn await_output(&self, text: &str) {
         while !self.output().contains(text) {

@@ -131,6 +131,16 @@ impl Runtime {
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
+    /// A process that the record of a container names: its `supervisor`, or its `vmm`.
+    #[must_use]
+    pub fn process(&self, id: &str, role: &str) -> Pid {
+        let text = fs::read(self.root().join(id).join("state.json")).unwrap();
+        let record: Value = serde_json::from_slice(&text).unwrap();
+        let pid = record[role]["pid"].as_i64();
+        let pid = pid.unwrap_or_else(|| panic!("no pid of a {role} in {record}"));
+        Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+    }
+
     /// Runs a bundle to its end; nothing may be left of it.
     #[must_use]
     pub fn run(&self, bundle: &Bundle) -> Output {
