@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use harness::{Bundle, Output, Runtime};
@@ -76,15 +77,7 @@ fn no_root_file_system() {
 #[test]
 fn a_user_that_the_container_cannot_have() {
     let bundle = Bundle::busybox()
-        .namespace(json!({"type": "user"}))
-        .with(
-            "/linux/uidMappings",
-            json!([{"containerID": 0, "hostID": 100_000, "size": 10}]),
-        )
-        .with(
-            "/linux/gidMappings",
-            json!([{"containerID": 0, "hostID": 100_000, "size": 10}]),
-        )
+        .own_users(10)
         .with("/process/user", json!({"uid": 5000, "gid": 0}));
     refused(&bundle, &["5000"]);
 }
@@ -170,8 +163,8 @@ fn the_processes_of_the_host() {
 
 #[test]
 fn a_source_of_a_bind_mount_that_is_not_there() {
-    let mount = json!({"destination": "/data", "type": "bind", "source": "/not/there", "options": ["bind"]});
-    refused(&Bundle::busybox().mount(mount), &["/not/there"]);
+    let bundle = Bundle::busybox().bind(Path::new("/not/there"), "/data", &["bind"]);
+    refused(&bundle, &["/not/there"]);
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn a_folder_is_shared_both_ways() {
     std::fs::write(host.path().join("given"), "from the host\n").unwrap();
     let bundle = Bundle::busybox()
         .shell("cat /data/given; echo from the container >/data/taken")
-        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["rbind", "rw"]}));
+        .bind(host.path(), "/data", &["rbind", "rw"]);
     run(&bundle).assert_prints("from the host\n");
     let taken = std::fs::read_to_string(host.path().join("taken")).unwrap();
     assert_eq!(taken, "from the container\n");
@@ -35,7 +35,7 @@ fn a_read_only_folder_is_not_written() {
     std::fs::write(host.path().join("given"), "from the host\n").unwrap();
     let bundle = Bundle::busybox()
         .shell("cat /data/given; touch /data/new 2>/dev/null || echo refused; rm /data/given 2>/dev/null || echo kept")
-        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["rbind", "ro"]}));
+        .bind(host.path(), "/data", &["rbind", "ro"]);
     run(&bundle).assert_prints("from the host\nrefused\nkept\n");
     assert_eq!(std::fs::read_dir(host.path()).unwrap().count(), 1);
 }
@@ -48,9 +48,7 @@ fn a_single_file_is_shared() {
     std::fs::write(host.path().join("beside"), "not shared\n").unwrap();
     let bundle = Bundle::busybox()
         .shell("cat /etc/one; echo after >/etc/one; ls /etc")
-        .mount(
-            json!({"destination": "/etc/one", "type": "bind", "source": file, "options": ["bind"]}),
-        );
+        .bind(&file, "/etc/one", &["bind"]);
     run(&bundle).assert_prints("before\none\npasswd\n");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "after\n");
 }
@@ -62,7 +60,7 @@ fn a_single_file_can_be_read_only() {
     std::fs::write(&file, "kept\n").unwrap();
     let bundle = Bundle::busybox()
         .shell("(echo lost >/etc/one) 2>/dev/null || cat /etc/one")
-        .mount(json!({"destination": "/etc/one", "type": "bind", "source": file, "options": ["bind", "ro"]}));
+        .bind(&file, "/etc/one", &["bind", "ro"]);
     run(&bundle).assert_prints("kept\n");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "kept\n");
 }
@@ -73,7 +71,7 @@ fn what_the_host_writes_later_is_seen() {
     let runtime = Runtime::from_environment();
     let bundle = Bundle::busybox()
         .shell("ls /data; echo up; while ! cat /data/late 2>/dev/null; do usleep 10000; done")
-        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(), "options": ["bind"]}));
+        .bind(host.path(), "/data", &["bind"]);
     let mut running = runtime.start(&bundle);
     running.wait_for("up\n");
     std::fs::write(host.path().join(".new"), "late\n").unwrap();
@@ -87,7 +85,6 @@ fn options_of_a_bind_mount_hold() {
     std::fs::copy("/bin/busybox", host.path().join("busybox")).unwrap();
     let bundle = Bundle::busybox()
         .shell("/data/busybox true 2>/dev/null || echo refused; grep -c ' /data .*nosuid.*nodev.*noexec' /proc/self/mountinfo")
-        .mount(json!({"destination": "/data", "type": "bind", "source": host.path(),
-                      "options": ["bind", "noexec", "nosuid", "nodev"]}));
+        .bind(host.path(), "/data", &["bind", "noexec", "nosuid", "nodev"]);
     run(&bundle).assert_prints("refused\n1\n");
 }

@@ -11,17 +11,11 @@ fn run(bundle: &Bundle) -> Output {
     Runtime::from_environment().run(bundle)
 }
 
-fn bind(source: &Path, destination: &str, options: &[&str]) -> Value {
-    json!({"destination": destination, "type": "bind", "source": source, "options": options})
-}
-
-/// The same with files of user and group 0 and the nine next to them seen as 3000 and so on.
+/// A bind mount whose files of user and group 0 and the nine next to them are seen as 3000 and so on.
 fn mapped(source: &Path, destination: &str, options: &[&str]) -> Value {
     let map = json!([{"containerID": 0, "hostID": 3000, "size": 10}]);
-    let mut mount = bind(source, destination, options);
-    mount["uidMappings"] = map.clone();
-    mount["gidMappings"] = map;
-    mount
+    json!({"destination": destination, "type": "bind", "source": source, "options": options,
+           "uidMappings": map, "gidMappings": map})
 }
 
 #[test]
@@ -34,7 +28,7 @@ fn files_have_other_owners_through_an_id_mapped_mount() {
     std::os::unix::fs::chown(host.path(), Some(5), Some(5)).unwrap();
     let bundle = Bundle::busybox()
         .shell("touch /mapped/new && stat -c %u:%g /plain/file /mapped/file /mapped/new /mapped")
-        .mount(bind(host.path(), "/plain", &["bind"]))
+        .bind(host.path(), "/plain", &["bind"])
         .mount(mapped(host.path(), "/mapped", &["bind"]))
         .with("/process/user", json!({"uid": 3005, "gid": 3005}));
     run(&bundle).assert_prints("0:0\n3000:3000\n3005:3005\n3005:3005\n");
@@ -48,14 +42,11 @@ fn a_mount_takes_the_map_of_the_containers_user_namespace() {
         return;
     }
     let host = tempfile::tempdir().unwrap();
-    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
     let bundle = Bundle::busybox()
         .shell("touch /mapped/new; stat -c %u /mapped /mapped/new; touch /plain/other || echo not mine")
-        .namespace(json!({"type": "user"}))
-        .with("/linux/uidMappings", map.clone())
-        .with("/linux/gidMappings", map)
-        .mount(bind(host.path(), "/mapped", &["rbind", "ridmap"]))
-        .mount(bind(host.path(), "/plain", &["rbind"]));
+        .own_users(65536)
+        .bind(host.path(), "/mapped", &["rbind", "ridmap"])
+        .bind(host.path(), "/plain", &["rbind"]);
     for name in ["mapped", "plain"] {
         std::fs::create_dir(bundle.rootfs().join(name)).unwrap();
     }

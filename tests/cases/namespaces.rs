@@ -3,7 +3,6 @@
 use std::fs;
 
 use harness::{Background, Bundle, Runtime};
-use serde_json::json;
 
 fn run(bundle: &Bundle) -> harness::Output {
     Runtime::from_environment().run(bundle)
@@ -42,15 +41,7 @@ fn cgroup_root_is_its_own() {
 fn users_are_mapped() {
     let bundle = Bundle::busybox()
         .shell("id -u; cat /proc/self/uid_map | tr -s ' '; touch /tmp/mine && stat -c %u /tmp/mine")
-        .namespace(json!({"type": "user"}))
-        .with(
-            "/linux/uidMappings",
-            json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]),
-        )
-        .with(
-            "/linux/gidMappings",
-            json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]),
-        );
+        .own_users(65536);
     std::os::unix::fs::chown(bundle.rootfs().join("tmp"), Some(100_000), Some(100_000)).unwrap();
     run(&bundle).assert_prints("0\n 0 100000 65536\n0\n");
     let owner = std::os::unix::fs::MetadataExt::uid(

@@ -91,6 +91,21 @@ impl Bundle {
         self
     }
 
+    /// With a file or folder of the host.
+    #[must_use]
+    pub fn bind(self, source: &Path, destination: &str, options: &[&str]) -> Self {
+        self.mount(json!({"destination": destination, "type": "bind", "source": source, "options": options}))
+    }
+
+    /// With users of its own: its first `count` users and groups are those of the outside from 100000 on.
+    #[must_use]
+    pub fn own_users(self, count: u32) -> Self {
+        let map = json!([{"containerID": 0, "hostID": 100_000, "size": count}]);
+        self.namespace(json!({"type": "user"}))
+            .with("/linux/uidMappings", map.clone())
+            .with("/linux/gidMappings", map)
+    }
+
     /// With one namespace more.
     #[must_use]
     pub fn namespace(mut self, namespace: Value) -> Self {
