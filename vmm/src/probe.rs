@@ -17,7 +17,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_segment;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 use vmm_api::Probe;
@@ -26,6 +25,7 @@ use vmm_virtio::GuestMemory;
 use crate::causes;
 use crate::kvm::{Kvm, KvmError, call};
 use crate::memory::{self, MemoryError};
+use crate::vcpu::x86_64::enter_long_mode;
 
 const GUEST_MEMORY_BYTES: u64 = 64 << 10;
 const PML4: GuestAddress = GuestAddress(0x1000);
@@ -97,7 +97,10 @@ fn speed(kvm: &Kvm) -> Result<u64, ProbeError> {
     let mut vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.supported_cpuid()?)
         .map_err(call("set the cpuid"))?;
-    enter_long_mode(&vcpu)?;
+    let mut special = vcpu.get_sregs().map_err(call("read the registers"))?;
+    enter_long_mode(&mut special, PML4.0);
+    vcpu.set_sregs(&special)
+        .map_err(call("set the registers"))?;
     let begin = Instant::now();
     let mut best = 0;
     for _ in 0..RUNS_MAX {
@@ -131,38 +134,6 @@ fn guest_memory() -> Result<GuestMemory, ProbeError> {
     memory.write_obj(PRESENT_WRITABLE | LARGE, PD)?;
     memory.write_slice(&LOOP, CODE)?;
     Ok(memory)
-}
-
-/// Paging on, 64-bit kernel mode, flat segments.
-fn enter_long_mode(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    const CR0_PE_PG: u64 = 1 | 1 << 31;
-    const CR4_PAE: u64 = 1 << 5;
-    const EFER_LME_LMA: u64 = 1 << 8 | 1 << 10;
-    let mut sregs = vcpu.get_sregs().map_err(call("read the registers"))?;
-    sregs.cr0 = CR0_PE_PG;
-    sregs.cr3 = PML4.0;
-    sregs.cr4 = CR4_PAE;
-    sregs.efer = EFER_LME_LMA;
-    let data = kvm_segment {
-        limit: u32::MAX,
-        selector: 2 << 3,
-        type_: 0b0011, // read, write, accessed
-        present: 1,
-        s: 1,
-        db: 1,
-        g: 1,
-        ..Default::default()
-    };
-    sregs.cs = kvm_segment {
-        selector: 1 << 3,
-        type_: 0b1011, // execute, read, accessed
-        l: 1,
-        db: 0,
-        ..data
-    };
-    (sregs.ds, sregs.es, sregs.fs) = (data, data, data);
-    (sregs.gs, sregs.ss) = (data, data);
-    vcpu.set_sregs(&sregs).map_err(call("set the registers"))
 }
 
 fn set_registers(vcpu: &VcpuFd, rounds: u64) -> Result<(), KvmError> {

@@ -23,7 +23,10 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), KvmError> {
     let mut special = vcpu
         .get_sregs()
         .map_err(call("read the special registers"))?;
-    enter_long_mode(&mut special);
+    enter_long_mode(&mut special, PAGE_TABLES);
+    special.gdt.base = GDT;
+    special.gdt.limit = 31;
+    special.idt.limit = 0;
     vcpu.set_sregs(&special)
         .map_err(call("set the special registers"))?;
     const ALWAYS_SET: u64 = 1 << 1;
@@ -38,7 +41,8 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), KvmError> {
     vcpu.set_regs(&registers).map_err(call("set the registers"))
 }
 
-fn enter_long_mode(special: &mut kvm_sregs) {
+/// 64-bit kernel mode, with these page tables and segments of all there is.
+pub(crate) fn enter_long_mode(special: &mut kvm_sregs, page_tables: u64) {
     const PROTECTED: u64 = 1 << 0;
     const PAGING: u64 = 1 << 31;
     const PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
@@ -67,10 +71,7 @@ fn enter_long_mode(special: &mut kvm_sregs) {
     special.fs = data;
     special.gs = data;
     special.ss = data;
-    special.gdt.base = GDT;
-    special.gdt.limit = 31;
-    special.idt.limit = 0;
-    special.cr3 = PAGE_TABLES;
+    special.cr3 = page_tables;
     special.cr4 |= PHYSICAL_ADDRESS_EXTENSION;
     special.cr0 |= PROTECTED | PAGING;
     special.efer |= LONG_MODE_ENABLE | LONG_MODE_ACTIVE;
