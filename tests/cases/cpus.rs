@@ -47,9 +47,9 @@ fn both_work_at_once() {
     if !Runtime::is_husk() {
         return;
     }
-    let bundle = Bundle::busybox()
-        .shell("for c in 0 1; do taskset -c $c sh -c 'i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo done' & done; wait")
-;
+    let work = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo done";
+    let script = format!("for c in 0 1; do taskset -c $c sh -c '{work}' & done; wait");
+    let bundle = Bundle::busybox().shell(&script);
     Runtime::from_environment()
         .configured("vcpus = 2")
         .run(&bundle)
