@@ -32,7 +32,7 @@ pub use host::{ConnectError, Host};
 use crate::device::read_config_bytes;
 use crate::saved::SavedDevice;
 use crate::worker::Worker;
-use crate::{Device, Queue, Resources, StartError, Stopped, Traits};
+use crate::{Device, Resources, StartError, Stopped, Traits};
 use muxer::Muxer;
 use worker::{Queues, VsockWorker};
 
@@ -85,13 +85,17 @@ impl Device for Vsock {
         read_config_bytes(&self.guest_cid.to_le_bytes(), offset, data);
     }
 
-    fn start(&mut self, resources: Resources) -> Result<(), StartError> {
+    fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
         let resumed = match resources.saved {
             SavedDevice::Fresh => false,
             SavedDevice::Vsock => true,
             _ => return Err(StartError::WrongState),
         };
-        let queues = queues(resources.queues)?;
+        let queues = Queues {
+            rx: resources.take_queue(0)?,
+            tx: resources.take_queue(1)?,
+            events: resources.take_queue(2)?,
+        };
         let ends = self.host.ends();
         let kept = match &mut self.state {
             State::Stopped(muxer) => muxer.take().filter(|_| resumed),
@@ -129,21 +133,6 @@ impl Device for Vsock {
             }
         }
     }
-}
-
-fn queues(queues: Vec<Option<Queue>>) -> Result<Queues, StartError> {
-    let mut queues = queues.into_iter();
-    let mut take = |index| {
-        queues
-            .next()
-            .flatten()
-            .ok_or(StartError::MissingQueue { index })
-    };
-    Ok(Queues {
-        rx: take(0)?,
-        tx: take(1)?,
-        events: take(2)?,
-    })
 }
 
 #[cfg(test)]
