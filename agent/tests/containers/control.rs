@@ -30,13 +30,6 @@ async fn stats(agent: &Agent, id: &str) -> ttrpc::Result<HashMap<String, String>
     Ok(reply.files)
 }
 
-/// A container that runs `args`.
-async fn running(agent: &mut Agent, args: &[&str]) {
-    let spec = agent.spec(args);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
-}
-
 fn file(agent: &Agent, name: &str) -> String {
     let text = std::fs::read_to_string(agent.cgroup.join("c").join(name)).unwrap();
     text.trim().to_owned()
@@ -45,7 +38,7 @@ fn file(agent: &Agent, name: &str) -> String {
 #[tokio::test]
 async fn a_paused_container_stands_still_until_it_is_resumed() {
     let mut agent = Agent::start().await;
-    running(&mut agent, &sh("while :; do :; done")).await;
+    agent.running(&agent.spec(&sh("while :; do :; done"))).await;
     pause(&agent, "c").await.unwrap();
     assert!(file(&agent, "cgroup.events").contains("frozen 1"));
     let used = file(&agent, "cpu.stat");
@@ -59,7 +52,7 @@ async fn a_paused_container_stands_still_until_it_is_resumed() {
 #[tokio::test]
 async fn a_paused_container_starts_nothing() {
     let mut agent = Agent::start().await;
-    running(&mut agent, &["sleep", "100"]).await;
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     pause(&agent, "c").await.unwrap();
     let (code, message) = refused(
         agent
@@ -93,7 +86,7 @@ async fn a_created_container_can_be_paused_and_starts_after_its_resume() {
 async fn a_kill_reaches_a_paused_container_and_it_can_be_deleted() {
     let mut agent = Agent::start().await;
     for all in [false, true] {
-        running(&mut agent, &["sleep", "100"]).await;
+        agent.running(&agent.spec(&["sleep", "100"])).await;
         pause(&agent, "c").await.unwrap();
         agent.signal("c", 9, all).await.unwrap();
         assert_eq!(agent.exit("c", "").await.status, 137);
@@ -109,7 +102,7 @@ async fn a_kill_reaches_a_paused_container_and_it_can_be_deleted() {
 async fn pause_and_resume_in_the_wrong_state_change_nothing() {
     let mut agent = Agent::start().await;
     assert_eq!(refused(pause(&agent, "c").await).0, Code::NOT_FOUND);
-    running(&mut agent, &["sleep", "100"]).await;
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let (code, message) = refused(resume(&agent, "c").await);
     assert_eq!(code, Code::FAILED_PRECONDITION);
     assert_eq!(message, "container \"c\" is not paused");
@@ -158,7 +151,7 @@ async fn an_update_that_cannot_be_done_names_its_key() {
     let mut agent = Agent::start().await;
     let bad = json!({"pids": {"limit": 7}});
     assert_eq!(refused(update(&agent, "c", &bad).await).0, Code::NOT_FOUND);
-    running(&mut agent, &["sleep", "100"]).await;
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     for (given, code, what) in [
         (
             json!({"memory": {"limit": 1, "checkBeforeUpdate": true}}),
@@ -196,8 +189,7 @@ async fn statistics_are_the_cgroups_files() {
     let mut agent = Agent::start().await;
     let mut spec = agent.spec(&["sleep", "100"]);
     spec["linux"]["resources"] = json!({"pids": {"limit": 20}});
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     let files = stats(&agent, "c").await.unwrap();
     assert_eq!(files["pids.current"], "1\n");
     assert_eq!(files["pids.max"], "20\n");

@@ -94,11 +94,7 @@ async fn a_relative_working_directory_is_refused() {
 #[tokio::test]
 async fn a_killed_container_exits_with_137() {
     let mut agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     agent.signal("c", 9, false).await.unwrap();
     assert_eq!(agent.exit("c", "").await.status, 137);
     assert_eq!(
@@ -141,8 +137,7 @@ async fn delete_ends_what_the_init_left_behind() {
     let mut agent = Agent::start().await;
     let mut spec = agent.spec(&sh("sleep 1000 >/dev/null 2>&1 & exit 0"));
     spec["linux"]["namespaces"] = json!([{"type": "mount"}]);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     agent.exit("c", "").await;
     agent.delete("c").await.unwrap();
     assert!(!agent.cgroup.join("c").exists());
@@ -151,11 +146,7 @@ async fn delete_ends_what_the_init_left_behind() {
 #[tokio::test]
 async fn a_running_container_is_not_deleted() {
     let agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     assert_eq!(
         refused(agent.delete("c").await).0,
         Code::FAILED_PRECONDITION
@@ -169,11 +160,7 @@ async fn a_running_container_is_not_deleted() {
 #[tokio::test]
 async fn an_exec_is_inside_the_container() {
     let mut agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let script = "hostname; cat /proc/1/comm; cat /proc/self/cgroup; ls /; exit 5";
     let output = agent.run_exec("c", &process(&sh(script))).await;
     assert_eq!(output.status, 5, "{}", output.stderr);
@@ -189,11 +176,7 @@ async fn an_exec_is_inside_the_container() {
 #[tokio::test]
 async fn an_exec_of_a_missing_program_fails_and_exits_with_127() {
     let mut agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let (code, message) = refused(
         agent
             .exec("c", "e", &process(&["no-such"]), &Ends::default())
@@ -218,11 +201,7 @@ async fn an_exec_of_a_missing_program_fails_and_exits_with_127() {
 #[tokio::test]
 async fn a_signal_to_all_reaches_execs() {
     let mut agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     agent
         .exec("c", "e", &process(&["sleep", "100"]), &Ends::default())
         .await
@@ -262,11 +241,7 @@ async fn exits_before_the_subscription_are_kept_in_order() {
 #[tokio::test]
 async fn the_end_of_the_connection_ends_agent_and_containers() {
     let mut agent = Agent::start().await;
-    agent
-        .create("c", &agent.spec(&["sleep", "100"]), &Ends::default())
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let _ = agent
         .client
         .shutdown(

@@ -135,8 +135,7 @@ async fn clocks_of_a_time_namespace_are_ahead_for_init_and_exec() {
     let up: u64 = output.stdout.trim().parse().unwrap();
     assert!(up >= AHEAD, "{up}");
     spec["process"]["args"] = json!(["sleep", "100"]);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     let output = agent.run_exec("c", &process(&sh(script))).await;
     let up: u64 = output.stdout.trim().parse().unwrap();
     assert!(up >= AHEAD, "{up} {}", output.stderr);
@@ -149,8 +148,7 @@ async fn a_personality_is_that_of_init_and_exec() {
     spec["linux"]["personality"] = json!({"domain": "LINUX32"});
     assert_eq!(agent.run(&spec).await.stdout, "i686\n");
     spec["process"]["args"] = json!(["sleep", "100"]);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     let command = process(&["busybox", "uname", "-m"]);
     assert_eq!(agent.run_exec("c", &command).await.stdout, "i686\n");
 }
@@ -164,8 +162,7 @@ async fn scheduler_and_io_priority_are_the_specifications() {
         json!({"policy": "SCHED_BATCH", "nice": 7, "flags": ["SCHED_RESET_ON_FORK"]});
     spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 3});
     spec["process"]["args"] = json!(["sleep", "100"]);
-    let pid = agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    let pid = agent.running(&spec).await;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split(' ').collect();
     assert_eq!((fields[17], fields[39]), ("7", "3"), "nice and SCHED_BATCH");
@@ -193,8 +190,7 @@ async fn scheduler_and_io_priority_are_the_specifications() {
 async fn an_exec_runs_on_the_cpus_that_it_is_given() {
     let mut agent = Agent::start().await;
     let spec = agent.spec(&["sleep", "100"]);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     let mut command = process(&["grep", "Cpus_allowed_list", "/proc/self/status"]);
     command["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
     let output = agent.run_exec("c", &command).await;

@@ -79,8 +79,7 @@ async fn seccomp_is_applied_to_init_and_exec() {
             output.stderr
         );
         spec["process"]["args"] = json!(["sleep", "100"]);
-        agent.create("c", &spec, &Ends::default()).await.unwrap();
-        agent.start_container("c").await.unwrap();
+        agent.running(&spec).await;
         let mut command = process(&sh(script));
         command["noNewPrivileges"] = json!(no_new_privileges);
         let output = agent.run_exec("c", &command).await;
@@ -251,8 +250,7 @@ async fn a_kill_for_memory_is_told_before_the_exit_it_caused() {
     let mut agent = Agent::start().await;
     let mut spec = agent.spec(&sh("x=a; while :; do x=$x$x; done"));
     spec["linux"]["resources"]["memory"] = json!({"limit": 16_777_216, "swap": 16_777_216});
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     assert!(matches!(agent.event().await, event::Kind::Oom(oom) if oom.container_id == "c"));
     assert!(matches!(agent.event().await, event::Kind::Exit(exit) if exit.status == 137));
 }
@@ -337,8 +335,7 @@ async fn a_user_namespace_maps_ids_for_init_and_exec() {
     let made = std::fs::metadata(rootfs.join("made")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 100_000);
     spec["process"]["args"] = json!(["sleep", "100"]);
-    agent.create("c", &spec, &Ends::default()).await.unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&spec).await;
     let mut command = process(&sh("id -u; cat /proc/self/uid_map; echo x > /dev/stdout"));
     command["user"] = json!({"uid": 1000, "gid": 1000});
     let output = agent.run_exec("c", &command).await;

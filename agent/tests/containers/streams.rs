@@ -102,15 +102,7 @@ async fn a_slow_reader_stops_the_writer() {
 #[tokio::test]
 async fn the_exit_does_not_wait_for_streams() {
     let mut agent = Agent::start().await;
-    agent
-        .create(
-            "c",
-            &agent.spec(&["sleep", "100"]),
-            &crate::agent::Ends::default(),
-        )
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let ends = agent.pipes().await;
     agent
         .exec("c", "e", &process(&sh("sleep 99 & echo done")), &ends)
@@ -194,15 +186,7 @@ async fn a_terminal_is_the_controlling_one_and_can_be_resized() {
 #[tokio::test]
 async fn an_exec_has_a_terminal_of_its_own() {
     let mut agent = Agent::start().await;
-    agent
-        .create(
-            "c",
-            &agent.spec(&["sleep", "100"]),
-            &crate::agent::Ends::default(),
-        )
-        .await
-        .unwrap();
-    agent.start_container("c").await.unwrap();
+    agent.running(&agent.spec(&["sleep", "100"])).await;
     let ends = agent.terminal().await;
     let mut command = process(&sh("tty; stty size"));
     command["terminal"] = json!(true);
