@@ -45,7 +45,7 @@ fn users_are_mapped() {
     std::os::unix::fs::chown(bundle.rootfs().join("tmp"), Some(100_000), Some(100_000)).unwrap();
     run(&bundle).assert_prints("0\n 0 100000 65536\n0\n");
     let owner = std::os::unix::fs::MetadataExt::uid(
-        &std::fs::metadata(bundle.rootfs().join("tmp/mine")).unwrap(),
+        &fs::metadata(bundle.rootfs().join("tmp/mine")).unwrap(),
     );
     assert_eq!(owner, 100_000);
 }

@@ -1,5 +1,7 @@
 //! vCPUs on real KVM, with guests of a few bytes in real mode: what they do to the ports, how they end, and that they pause.
 
+#![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
+
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
