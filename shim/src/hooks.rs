@@ -20,10 +20,8 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+use crate::spec::VERSION;
 use crate::state::Status;
-
-/// The version of the state that hooks are given.
-const STATE_VERSION: &str = "1.2.1";
 
 /// A container's hooks, by when they run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +74,7 @@ impl HookState {
     /// The state of container `id`.
     pub(crate) fn new(id: &str, status: Status, pid: i32, bundle: &Path) -> Self {
         Self {
-            oci_version: STATE_VERSION,
+            oci_version: VERSION,
             id: id.to_owned(),
             status,
             pid,
@@ -222,7 +220,7 @@ mod tests {
         );
         assert_eq!(
             (&got["pid"], &got["ociVersion"]),
-            (&7.into(), &STATE_VERSION.into())
+            (&7.into(), &VERSION.into())
         );
         assert_eq!(rest.trim(), "hook");
     }

@@ -31,6 +31,9 @@ pub(crate) use member::Shared;
 pub(crate) use size::{ConfiguredSize, Demand, Extent, HostSize, SizeError, VmSize};
 use vm::Asked;
 
+/// The version of the OCI runtime specification that configurations are read by, and states are written.
+pub(crate) const VERSION: &str = "1.2.1";
+
 /// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.
 const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
 

@@ -18,7 +18,7 @@ mod client;
 mod face;
 mod serve;
 
-pub(crate) use client::{Supervisor, connect, start};
+pub(crate) use client::{StartError, Supervisor, connect, start};
 pub(crate) use face::{Face, View, Volume, while_shown};
 pub(crate) use serve::serve;
 

@@ -16,7 +16,6 @@ use super::tasks::Task;
 use super::{Failure, ending, record, remains};
 use crate::config::Options;
 use crate::state::{Record, StateDir, StateError, Status};
-use crate::supervise;
 
 /// For a supervisor to take the order to kill.
 const ORDER: Duration = Duration::from_secs(2);
@@ -87,8 +86,7 @@ fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Fail
 
 async fn kill(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
     let killed = async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        let task = Task::init(supervisor, &args.id);
+        let task = Task::connect(options, &args.id).await?;
         Ok(task.kill(SIGKILL.unsigned_abs(), false).await?)
     };
     tokio::time::timeout(ORDER, killed).await?

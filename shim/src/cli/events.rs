@@ -25,7 +25,6 @@ use super::record;
 use super::tasks::{Task, TaskError};
 use crate::config::Options;
 use crate::state::Status;
-use crate::supervise;
 
 /// The states of a container that uses something.
 const ALIVE: [Status; 3] = [Status::Created, Status::Running, Status::Paused];
@@ -52,8 +51,7 @@ pub(super) fn run(options: &Options, args: &EventsArgs) -> Result<ExitCode, Fail
     let words = format!("container with id {} is not running", args.id);
     record::state(options, &args.id)?.expect_one_of(&ALIVE, &words)?;
     block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        let task = Task::init(supervisor, &args.id);
+        let task = Task::connect(options, &args.id).await?;
         if args.stats {
             let metrics = task.stats().await;
             print_stats(&args.id, &metrics.map_err(|e| no_stats(e, &args.id))?)?;

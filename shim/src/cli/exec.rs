@@ -19,7 +19,6 @@ use super::tasks::{Streams, Task};
 use super::{Failure, console};
 use crate::config::Options;
 use crate::state::{ProcessRef, Status};
-use crate::supervise;
 use crate::terminal::Terminal;
 
 /// Run another command in a running container
@@ -154,8 +153,7 @@ async fn live(
     terminal: Option<&Terminal>,
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let supervisor = supervise::connect(&options.root, &args.id).await?;
-    let task = Task::exec(supervisor, &args.id, &exec_id()?);
+    let task = Task::connect(options, &args.id).await?.exec(&exec_id()?);
     let streams = Streams::own(terminal.is_some());
     unless_ended(&mut signals, task.create_exec(process, streams))
         .await?

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{Failure, SPEC_VERSION};
+use super::Failure;
+use crate::spec::VERSION;
 
 /// The oldest version of a configuration that is read.
 const SPEC_VERSION_MIN: &str = "1.0.0";
@@ -172,7 +173,7 @@ fn features() -> Value {
     let disabled = json!({"enabled": false});
     json!({
         "ociVersionMin": SPEC_VERSION_MIN,
-        "ociVersionMax": SPEC_VERSION,
+        "ociVersionMax": VERSION,
         "hooks": HOOKS,
         "mountOptions": &MOUNT_OPTIONS[..],
         "linux": {
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn document_is_what_the_specification_defines() {
         let features: oci_spec::runtime::Features = serde_json::from_value(features()).unwrap();
-        assert_eq!(features.oci_version_max(), SPEC_VERSION);
+        assert_eq!(features.oci_version_max(), VERSION);
         let linux = features.linux().as_ref().unwrap();
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), NAMESPACES.len());
     }

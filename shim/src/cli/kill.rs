@@ -12,7 +12,6 @@ use super::signals::SIGNAL_MAX;
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::Status;
-use crate::supervise;
 
 /// The states of a container that a signal can reach.
 const ALIVE: [Status; 4] = [
@@ -48,8 +47,7 @@ pub(super) fn run(options: &Options, args: &KillArgs) -> Result<ExitCode, Failur
         return Ok(ExitCode::SUCCESS);
     }
     let killed = block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        let task = Task::init(supervisor, &args.id);
+        let task = Task::connect(options, &args.id).await?;
         Ok(task.kill(args.signal, args.all).await?)
     });
     if let Err(failure) = killed {

@@ -97,14 +97,12 @@ Examples:
 husk COMMAND --help says more about a command.
 ";
 
-/// The version of the OCI runtime specification that configurations are read by.
-const SPEC_VERSION: &str = "1.2.1";
-
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "version {}\ncommit: {}\nspec: {SPEC_VERSION}",
+        "version {}\ncommit: {}\nspec: {}",
         env!("CARGO_PKG_VERSION"),
         option_env!("HUSK_COMMIT").unwrap_or("unknown"),
+        crate::spec::VERSION,
     )
 });
 

@@ -10,7 +10,6 @@ use super::record::{self, NOT_RUNNING};
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::Status;
-use crate::supervise;
 
 /// Stop all processes of a container until it is resumed
 #[derive(Debug, clap::Args)]
@@ -24,9 +23,8 @@ pub(super) fn run(options: &Options, args: &PauseArgs) -> Result<ExitCode, Failu
     record::state(options, &args.id)?
         .expect_one_of(&[Status::Created, Status::Running], NOT_RUNNING)?;
     block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .pause()
+        let task = Task::connect(options, &args.id).await?;
+        task.pause()
             .await
             .with_context(|| format!("cannot pause {}", args.id))?;
         Ok(ExitCode::SUCCESS)

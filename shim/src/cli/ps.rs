@@ -20,7 +20,6 @@ use super::record;
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::{Status, now_ns};
-use crate::supervise;
 
 const HEADER: &str = "UID        PID  PPID  C STIME TTY          TIME CMD\n";
 
@@ -74,8 +73,8 @@ pub(super) fn run(options: &Options, args: &PsArgs) -> Result<ExitCode, Failure>
 }
 
 async fn processes(options: &Options, id: &str) -> Result<Vec<ProcessInfo>, Failure> {
-    let supervisor = supervise::connect(&options.root, id).await?;
-    Ok(Task::init(supervisor, id)
+    let task = Task::connect(options, id).await?;
+    Ok(task
         .processes()
         .await
         .with_context(|| format!("cannot list the processes of {id}"))?)

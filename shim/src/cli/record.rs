@@ -9,9 +9,9 @@ use anyhow::anyhow;
 use nix::unistd::User;
 use serde::Serialize;
 
-use super::SPEC_VERSION;
 use super::calendar::Time;
 use crate::config::Options;
+use crate::spec::VERSION;
 use crate::state::{Record, StateDir, StateError, Status};
 
 /// The state of a container as the OCI runtime specification has it, and the fields that runc adds.
@@ -125,7 +125,7 @@ fn of(record: Record, id: &str, in_sandbox: Option<Status>) -> Option<State> {
     };
     let pid = record.pid.filter(|_| status != Status::Stopped);
     Some(State {
-        oci_version: SPEC_VERSION,
+        oci_version: VERSION,
         id: container.id,
         pid: pid.unwrap_or(0),
         status,
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(
             state,
             serde_json::json!({
-                "ociVersion": SPEC_VERSION, "id": "web", "pid": 1, "status": "running",
+                "ociVersion": VERSION, "id": "web", "pid": 1, "status": "running",
                 "bundle": "/b", "rootfs": "/b/rootfs", "created": "2000-02-29T00:00:00.000000007Z",
                 "owner": "",
             })

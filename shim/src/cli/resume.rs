@@ -10,7 +10,6 @@ use super::record;
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::Status;
-use crate::supervise;
 
 /// Let a paused container go on
 #[derive(Debug, clap::Args)]
@@ -23,9 +22,8 @@ pub(super) struct ResumeArgs {
 pub(super) fn run(options: &Options, args: &ResumeArgs) -> Result<ExitCode, Failure> {
     record::state(options, &args.id)?.expect_one_of(&[Status::Paused], "container not paused")?;
     block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .resume()
+        let task = Task::connect(options, &args.id).await?;
+        task.resume()
             .await
             .with_context(|| format!("cannot resume {}", args.id))?;
         Ok(ExitCode::SUCCESS)

@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn written_configuration_is_of_our_version_and_complete() {
         let spec: oci_spec::runtime::Spec = serde_json::from_str(CONFIG).unwrap();
-        assert_eq!(spec.version(), super::super::SPEC_VERSION);
+        assert_eq!(spec.version(), crate::spec::VERSION);
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["sh"]);
         assert_eq!(process.terminal(), Some(true));

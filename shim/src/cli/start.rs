@@ -8,7 +8,6 @@ use super::Failure;
 use super::foreground::block_on;
 use super::tasks::Task;
 use crate::config::Options;
-use crate::supervise;
 
 /// Start a created container
 #[derive(Debug, clap::Args)]
@@ -20,9 +19,8 @@ pub(super) struct StartArgs {
 /// Starts it.
 pub(super) fn run(options: &Options, args: &StartArgs) -> Result<ExitCode, Failure> {
     block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .start()
+        let task = Task::connect(options, &args.id).await?;
+        task.start()
             .await
             .with_context(|| format!("cannot start {}", args.id))?;
         Ok(ExitCode::SUCCESS)

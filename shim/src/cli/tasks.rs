@@ -14,10 +14,11 @@ use ttrpc::Code;
 use ttrpc::asynchronous::ClientStreamReceiver;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
+use crate::config::Options;
 use crate::inspect::InspectClient;
 use crate::sandbox::StandIn;
 use crate::service::STAND_IN;
-use crate::supervise::Supervisor;
+use crate::supervise::{self, StartError, Supervisor};
 
 /// How long a supervisor may take for an order. It gives up a guest that hangs well before, and says so.
 const ORDER: Duration = Duration::from_secs(30);
@@ -98,18 +99,27 @@ pub(super) struct Task {
 }
 
 impl Task {
-    /// The init process of container `id`.
+    /// The init process of container `id`, through `supervisor`.
     pub(super) fn init(supervisor: Supervisor, id: &str) -> Self {
-        Self::exec(supervisor, id, "")
-    }
-
-    /// The exec `exec_id` of container `id`.
-    pub(super) fn exec(supervisor: Supervisor, id: &str, exec_id: &str) -> Self {
         Self {
             client: supervisor.tasks,
             inspect: supervisor.inspect,
             id: id.to_owned(),
+            exec_id: String::new(),
+        }
+    }
+
+    /// The init process of the container `id` that there is.
+    pub(super) async fn connect(options: &Options, id: &str) -> Result<Self, StartError> {
+        let supervisor = supervise::connect(&options.root, id).await?;
+        Ok(Self::init(supervisor, id))
+    }
+
+    /// The exec `exec_id` of the same container.
+    pub(super) fn exec(self, exec_id: &str) -> Self {
+        Self {
             exec_id: exec_id.to_owned(),
+            ..self
         }
     }
 

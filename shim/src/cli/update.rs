@@ -14,7 +14,6 @@ use super::record::{self, NOT_RUNNING};
 use super::tasks::Task;
 use crate::config::Options;
 use crate::state::Status;
-use crate::supervise;
 
 /// Change the limits of a container
 ///
@@ -94,9 +93,8 @@ pub(super) fn run(options: &Options, args: &UpdateArgs) -> Result<ExitCode, Fail
     };
     let json = serde_json::to_vec(&resources)?;
     block_on(async {
-        let supervisor = supervise::connect(&options.root, &args.id).await?;
-        Task::init(supervisor, &args.id)
-            .update(json)
+        let task = Task::connect(options, &args.id).await?;
+        task.update(json)
             .await
             .with_context(|| format!("cannot update {}", args.id))?;
         Ok(ExitCode::SUCCESS)
