@@ -38,7 +38,7 @@ pub(crate) struct Container {
     rootfs: PathBuf,
     hooks: Hooks,
     annotations: BTreeMap<String, String>,
-    created_ns: u64,
+    pub(crate) created_ns: u64,
 }
 
 /// Whether the processes may run.

@@ -13,12 +13,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use nix::libc;
 use nix::sched::CloneFlags;
 use oci_spec::runtime::LinuxIdMapping;
+
+use crate::mount_attributes::{self, Change};
 
 /// The verb of the process that makes a user namespace.
 pub(crate) const VERB: &str = "user-namespace";
@@ -35,35 +37,13 @@ pub(crate) struct IdMap {
 /// Maps the owners of files behind `tree`, a mount that is nowhere yet.
 pub(crate) fn map_owners(tree: BorrowedFd<'_>, map: &IdMap) -> io::Result<()> {
     let namespace = user_namespace(map)?;
-    let attr = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
-    };
-    let below = if map.recursive { libc::AT_RECURSIVE } else { 0 };
-    let flags = libc::AT_EMPTY_PATH | below;
-    // SAFETY: the path is a string with an end, `attr` a mount_attr of the size given; the kernel reads both and keeps neither.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 {
-        return Ok(());
-    }
-    match io::Error::last_os_error() {
+    match mount_attributes::set(tree, Change::Owners(namespace.as_fd()), map.recursive) {
         // What the kernel says of a file system that does not know how.
-        error if error.raw_os_error() == Some(libc::EINVAL) => Err(io::Error::new(
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "its file system cannot be id-mapped",
         )),
-        error => Err(error),
+        result => result,
     }
 }
 

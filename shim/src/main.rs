@@ -34,10 +34,12 @@ mod events;
 /// Programs of the host around a container's life.
 mod hooks;
 /// Mounts whose files have other owners when seen through them.
-#[expect(unsafe_code, reason = "mount_setattr is not in the safe libraries")]
 mod id_map;
 /// What containerd's Task API has no method for.
 mod inspect;
+/// Attributes of mounts that are attached nowhere yet.
+#[expect(unsafe_code, reason = "mount_setattr is not in the safe libraries")]
+mod mount_attributes;
 /// The sandbox's network namespace.
 mod network;
 /// Descriptors the runtime waits for.

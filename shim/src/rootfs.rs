@@ -4,28 +4,26 @@
 //!   shared/                 tmpfs, a shared mount: what is mounted below it reaches the VMM's jail
 //!     <container>/rootfs    the root file system
 //!     <container>/mounts/N  the N-th bind mount: a directory or a single file
-//!   staging                 where a mount gets its flags before it is moved below shared/
 //! ```
 //!
 //! All of it is in a mount namespace of the supervisor's own, so the host's mount table never shows it and it vanishes
-//! with the supervisor and the VMM. A mount is finished in `staging` because flags set later do not reach the jail's copy.
-//! Ways to fail: a source is missing, leads out of the bundle, or is nothing a guest can use.
+//! with the supervisor and the VMM. What is mounted are copies that are finished before ([`Trees`]): flags set later do not reach the
+//! jail's copy. Ways to fail: those of the copies, and a file system that the kernel does not mount.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api;
 use nix::sched::CloneFlags;
-use rustix::fs::{CWD, FileType, StatVfsMountFlags};
+use rustix::fs::{CWD, FileType};
 use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 
-use crate::id_map;
 use crate::spec::{Bind, HostPart};
 use crate::state::StateDir;
-use crate::supervise::{View, Volume};
+use crate::supervise::View;
 
 mod trees;
 
@@ -38,6 +36,7 @@ const MOUNT_DATA_MAX_BYTES: usize = 4095;
 #[derive(Clone, Debug)]
 pub(crate) struct Share {
     root: PathBuf,
+    /// A directory to build views on.
     staging: PathBuf,
 }
 
@@ -107,13 +106,7 @@ impl Share {
         // The state directory is private; in the guest, users of a user namespace pass through here.
         rustix::mount::mount("husk", &self.root, "tmpfs", flags, c"mode=0755")?;
         rustix::mount::mount_change(&self.root, MountPropagationFlags::SHARED)?;
-        // A file and a directory to mount on, private as the whole of a new tmpfs is.
-        DirBuilder::new().mode(0o700).create(&self.staging)?;
-        rustix::mount::mount("husk", &self.staging, "tmpfs", flags, c"mode=0700")?;
-        rustix::mount::mount_change(&self.staging, MountPropagationFlags::PRIVATE)?;
-        fs::create_dir(self.staging.join("dir"))?;
-        File::create(self.staging.join("file"))?;
-        Ok(())
+        DirBuilder::new().mode(0o700).create(&self.staging)
     }
 
     /// Directories that nothing is mounted on.
@@ -132,28 +125,27 @@ impl Share {
 
     /// Takes the mounts of the sandbox's own out of the way, so that the state directory can be removed.
     pub(crate) fn leave(&self) {
-        for path in [&self.root, &self.staging] {
-            if let Err(e) = rustix::mount::unmount(path, UnmountFlags::DETACH) {
-                tracing::warn!("cannot unmount {}: {e}", path.display());
-            }
+        if let Err(e) = rustix::mount::unmount(&self.root, UnmountFlags::DETACH) {
+            tracing::warn!("cannot unmount {}: {e}", self.root.display());
         }
     }
 
     /// What of `files` is to be seen on the host.
-    pub(crate) fn view(&self, files: &ContainerFiles, host: &HostPart) -> View {
+    pub(crate) fn view(&self, files: &ContainerFiles, host: &HostPart) -> io::Result<View> {
+        let plain = Bind {
+            recursive: true,
+            ..Bind::default()
+        };
         let mounts = files.dir.join("mounts");
-        let volumes = host.binds.iter().enumerate();
-        View {
-            rootfs: files.dir.join("rootfs"),
-            volumes: volumes
-                .map(|(number, bind)| Volume {
-                    source: mounts.join(number.to_string()),
-                    destination: bind.destination.clone(),
-                    read_only: false,
-                })
-                .collect(),
-            staging: self.staging.join("dir"),
-        }
+        let volumes = host.binds.iter().enumerate().map(|(number, bind)| {
+            let tree = trees::copy_of(&mounts.join(number.to_string()), &plain)?;
+            Ok((tree, bind.destination.clone()))
+        });
+        Ok(View {
+            rootfs: trees::copy_of(&files.dir.join("rootfs"), &plain)?,
+            volumes: volumes.collect::<io::Result<_>>()?,
+            staging: self.staging.clone(),
+        })
     }
 
     /// Offers the files of container `id`: `trees`, and if these have no root file system the mounts `rootfs` for it.
@@ -192,7 +184,10 @@ impl Share {
             })?;
         }
         if let Some(tree) = &trees.rootfs {
-            self.attach_rootfs(tree, &rootfs_dir)?;
+            attach(tree, &rootfs_dir).map_err(|source| RootfsError::Rootfs {
+                path: rootfs_dir.clone(),
+                source,
+            })?;
             files.mounted.push(rootfs_dir);
         } else {
             for mount in rootfs {
@@ -208,51 +203,19 @@ impl Share {
         Ok(())
     }
 
-    fn attach_rootfs(&self, tree: &OwnedFd, target: &Path) -> Result<(), RootfsError> {
-        let plain = Bind {
-            recursive: true,
-            ..Bind::default()
-        };
-        self.attach(tree, &plain, &self.staging.join("dir"), target)
-            .map_err(|source| RootfsError::Rootfs {
-                path: target.to_owned(),
-                source,
-            })
-    }
-
     fn attach_volume(&self, tree: &OwnedFd, bind: &Bind, target: &Path) -> Result<(), RootfsError> {
-        let failed = |source| RootfsError::Source {
+        let attached = || {
+            let stat = rustix::fs::fstat(tree)?;
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => fs::create_dir(target)?,
+                _ => drop(File::create(target)?),
+            }
+            attach(tree, target)
+        };
+        attached().map_err(|source| RootfsError::Source {
             path: bind.source.clone(),
             source,
-        };
-        let stat = rustix::fs::fstat(tree).map_err(|e| failed(e.into()))?;
-        let staging = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => {
-                fs::create_dir(target).map_err(failed)?;
-                self.staging.join("dir")
-            }
-            _ => {
-                File::create(target).map_err(failed)?;
-                self.staging.join("file")
-            }
-        };
-        self.attach(tree, bind, &staging, target).map_err(failed)
-    }
-
-    /// Attaches `tree` at `target` by way of `staging`.
-    fn attach(&self, tree: &OwnedFd, bind: &Bind, staging: &Path, target: &Path) -> io::Result<()> {
-        if let Some(map) = &bind.id_map {
-            id_map::map_owners(tree.as_fd(), map)?;
-        }
-        let from_itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        rustix::mount::move_mount(tree, "", CWD, staging, from_itself)?;
-        let finished = finish(tree, bind, staging)
-            .and_then(|()| Ok(rustix::mount::mount_move(staging, target)?));
-        if finished.is_err() {
-            // Best effort: the error to be told is the first one.
-            let _ = rustix::mount::unmount(staging, UnmountFlags::DETACH);
-        }
-        finished
+        })
     }
 
     /// One of the mounts that containerd describes a root file system by.
@@ -269,9 +232,8 @@ impl Share {
                 recursive: has("rbind"),
                 ..Bind::default()
             };
-            let source = Path::new(&mount.source);
-            return trees::copy_beneath(Path::new("/"), source, bind.recursive)
-                .and_then(|tree| self.attach(&tree, &bind, &self.staging.join("dir"), target))
+            return trees::copy_of(Path::new(&mount.source), &bind)
+                .and_then(|tree| attach(&tree, target))
                 .map_err(failed);
         }
         let (flags, data) = mount_options(&mount.options);
@@ -316,34 +278,10 @@ impl ContainerFiles {
     }
 }
 
-/// Gives the mount at `staging` its propagation and flags.
-fn finish(tree: &OwnedFd, bind: &Bind, staging: &Path) -> io::Result<()> {
-    if !bind.follows_host {
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change(staging, private)?;
-    }
-    if bind.read_only {
-        let flags = MountFlags::BIND | MountFlags::RDONLY | kept_flags(tree)?;
-        rustix::mount::mount_remount(staging, flags, c"")?;
-    }
-    Ok(())
-}
-
-/// A remount replaces all flags of a mount; these are to stay as the host has them.
-fn kept_flags(tree: &OwnedFd) -> io::Result<MountFlags> {
-    let has = rustix::fs::fstatvfs(tree.as_fd())?.f_flag;
-    let mut kept = MountFlags::empty();
-    for (flag, mount_flag) in [
-        (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
-        (StatVfsMountFlags::NODEV, MountFlags::NODEV),
-        (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
-        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
-    ] {
-        if has.contains(flag) {
-            kept |= mount_flag;
-        }
-    }
-    Ok(kept)
+/// Attaches a mount that is nowhere yet.
+fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(tree, "", CWD, target, itself)?)
 }
 
 /// Splits mount options into flags and the file system's own data (pure).

@@ -351,9 +351,11 @@ impl Sandbox {
 
     /// The VM has ended: so has every process.
     fn on_vm_end(&mut self, end: &VmEnd) {
-        if !self.closing {
-            tracing::error!("the VM ended: {end}");
+        if self.closing {
+            // Who closes it says so of the processes, when their output is delivered.
+            return;
         }
+        tracing::error!("the VM ended: {end}");
         self.lose_processes();
         self.save();
     }

@@ -19,7 +19,7 @@ mod face;
 mod serve;
 
 pub(crate) use client::{StartError, Supervisor, connect, start};
-pub(crate) use face::{Face, View, Volume, while_shown};
+pub(crate) use face::{Face, View, while_shown};
 pub(crate) use serve::serve;
 
 use crate::config::Options;

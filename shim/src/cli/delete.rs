@@ -48,14 +48,18 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         None if !args.force => return Err(anyhow!("{} is being created", args.id).into()),
         _ => {}
     }
-    let record = state.read()?;
-    remains::remove(&state, record.as_ref())?;
-    if let Some(record) = record {
-        block_on(async {
+    let Some(record) = state.read()? else {
+        remains::remove(&state, None)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    block_on(async {
+        let was_there = remains::leave_sandbox(options, &record).await;
+        remains::remove(&state, Some(&record))?;
+        if remains::owes_hooks(&record, was_there) {
             remains::poststop(&record).await;
-            Ok(())
-        })?;
-    }
+        }
+        Ok(())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

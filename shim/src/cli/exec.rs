@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
@@ -175,7 +175,7 @@ fn exec_id() -> anyhow::Result<String> {
 fn started(args: &ExecArgs) -> anyhow::Result<()> {
     write_pid(args.pid_file.as_deref(), std::process::id())?;
     if let Some(fd) = args.report_to {
-        session::let_go().context("cannot let go of the streams")?;
+        session::let_go(Path::new("/dev/null")).context("cannot let go of the streams")?;
         session::report(fd).context("cannot say that the command runs")?;
     }
     Ok(())

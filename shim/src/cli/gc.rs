@@ -52,10 +52,14 @@ fn collect(options: &Options, id: &str, now: SystemTime) -> anyhow::Result<Optio
             let removed = if has_ended(&record) {
                 remains::stop(&state, &record)?
             } else {
-                let mut removed = remains::stop(&state, &record)?;
-                state.remove()?;
+                let mut removed = Vec::new();
                 block_on(async {
-                    remains::poststop(&record).await;
+                    let was_there = remains::leave_sandbox(options, &record).await;
+                    removed = remains::stop(&state, &record)?;
+                    state.remove()?;
+                    if remains::owes_hooks(&record, was_there) {
+                        remains::poststop(&record).await;
+                    }
                     Ok(())
                 })
                 .map_err(|failure| failure.error)?;

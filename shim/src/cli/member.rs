@@ -16,7 +16,7 @@ use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 
 use super::bundle::{Bundle, ContainerArgs};
 use super::foreground::{
@@ -28,11 +28,14 @@ use super::tasks::{Streams, Task};
 use super::{Failure, console, remains};
 use crate::cgroup::{self, Cgroup};
 use crate::config::Options;
+use crate::inherited;
 use crate::rootfs::Trees;
 use crate::sandbox::StandIn;
 use crate::state::{ContainerRecord, ProcessRef, Record, StateDir, Status, now_ns};
-use crate::supervise::{self, Face, View, Volume};
+use crate::supervise::{self, Face};
 use crate::terminal::Terminal;
+
+const NO_ROOTFS: &str = "there is no root file system";
 
 /// What this process is to do for its container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,8 +103,14 @@ pub(super) fn stand(
     role: Role,
 ) -> Result<ExitCode, Failure> {
     let has_terminal = bundle.host.terminal;
+    let mut options = options.clone();
+    options.root = std::path::absolute(&options.root).context("cannot find the root")?;
+    let pid_file = args.pid_file.as_deref().map(std::path::absolute);
     if matches!(role, Role::Background { .. }) {
         session::enter(has_terminal)?;
+        // What it was given before is for nobody else.
+        inherited::close_on_exec().context("cannot close descriptors")?;
+        rustix::process::chdir("/").context("cannot leave the working directory")?;
     }
     let terminal = if has_terminal {
         Some(Terminal::open(std::io::stdin().as_fd())?)
@@ -109,9 +118,9 @@ pub(super) fn stand(
         None
     };
     let member = Member {
-        options: options.clone(),
+        options,
         id: args.id.clone(),
-        pid_file: args.pid_file.clone(),
+        pid_file: pid_file.transpose().context("cannot find the pid file")?,
         bundle,
         sandbox: sandbox.to_owned(),
         role,
@@ -128,28 +137,34 @@ impl Member {
             .await
             .with_context(|| format!("there is no sandbox {} to be in", self.sandbox))?;
         let task = Task::init(supervisor, &self.id);
-        let place = self.claim()?;
-        let created = self.create(face, &task, &mut signals).await;
-        let was_created = created.is_ok();
-        let lived = match created {
-            Ok(()) => self.run(face, &task, &place, &mut signals).await,
+        let mut place = self.claim()?;
+        let lived = match self.create(face, &task, &mut signals).await {
+            Ok(()) => {
+                place.now(Status::Created, None);
+                self.run(face, &task, &place, &mut signals).await
+            }
             Err(failure) => Err(failure),
         };
-        // Delivers its last output.
-        if let Err(error) = task.delete().await {
-            tracing::debug!(%error, "the container was not deleted by itself");
+        if let Ok(status) = &lived {
+            place.now(Status::Stopped, Some(*status));
         }
+        // Delivers its last output, and ends what has not ended.
+        let was_there = remains::leave_sandbox(&self.options, &place.record).await;
+        place.leave_cgroup();
         match (lived, self.role) {
             (Ok(status), Role::Kept | Role::Background { .. }) => {
-                place.end(status)?;
+                // The cgroup's path may be somebody else's by the time of the deletion.
+                place.record.cgroup = None;
+                place.now(Status::Stopped, Some(status));
                 Ok(exit_code(status))
             }
             (lived, _) => {
-                // What could not be created has had its hooks.
-                if was_created {
+                if let Err(error) = place.state.remove() {
+                    tracing::error!("{:#}", anyhow::Error::from(error));
+                }
+                if remains::owes_hooks(&place.record, was_there) {
                     remains::poststop(&place.record).await;
                 }
-                place.remove()?;
                 lived.map(exit_code)
             }
         }
@@ -191,13 +206,12 @@ impl Member {
             cgroup: None,
             home: None,
         };
-        match place.enter_cgroup(host.cgroups_path.as_deref()) {
-            Ok(()) => Ok(place),
-            Err(error) => {
-                place.remove()?;
-                Err(error)
-            }
+        if let Err(error) = place.enter_cgroup(host.cgroups_path.as_deref()) {
+            place.leave_cgroup();
+            place.state.remove()?;
+            return Err(error);
         }
+        Ok(place)
     }
 
     async fn create(&self, face: &Face, task: &Task, signals: &mut Signals) -> Result<(), Failure> {
@@ -209,26 +223,11 @@ impl Member {
         let streams = Streams::own(host.terminal);
         let stand_in = StandIn {
             pid: i32::try_from(std::process::id())?,
-            files: trees.lent().context("there is no root file system")?,
+            files: trees.lent().context(NO_ROOTFS)?,
         };
         let created = task.create_member(path, streams, &stand_in);
         unless_ended(signals, created).await?.map_err(no_program)?;
         Ok(())
-    }
-
-    /// The container's files, built on an empty directory.
-    fn view(&self, staging: PathBuf) -> View {
-        let (bundle, host) = (&self.bundle.path, &self.bundle.host);
-        let volumes = host.binds.iter().map(|bind| Volume {
-            source: bundle.join(&bind.source),
-            destination: bind.destination.clone(),
-            read_only: bind.read_only,
-        });
-        View {
-            rootfs: bundle.join(&host.rootfs),
-            volumes: volumes.collect(),
-            staging,
-        }
     }
 
     /// From its creation to its exit status.
@@ -239,7 +238,11 @@ impl Member {
         place: &Place,
         signals: &mut Signals,
     ) -> Result<u32, Failure> {
-        face.show(self.view(place.state.shared()))
+        let host = &self.bundle.host;
+        // Another copy: the first is attached by now.
+        let view =
+            Trees::copy(&self.bundle.path, host, true)?.into_view(host, place.state.shared());
+        face.show(view.context(NO_ROOTFS)?)
             .await
             .context("cannot show the container on the host")?;
         write_pid(self.pid_file.as_deref(), std::process::id())?;
@@ -252,7 +255,7 @@ impl Member {
                 .await?
                 .map_err(no_program)?;
         }
-        session::let_go().context("cannot let go of the streams")?;
+        session::let_go(&place.state.log()).context("cannot let go of the streams")?;
         session::report(report_to).context("cannot say that the container is there")?;
         match accompany(task, terminal, signals).await {
             Ok(status) => Ok(status),
@@ -280,18 +283,13 @@ impl Place {
         }
     }
 
-    /// Leaves the record of a container that has exited.
-    fn end(mut self, status: u32) -> anyhow::Result<()> {
-        self.leave_cgroup();
-        let container = self.record.containers.first_mut();
-        let container = container.ok_or_else(|| anyhow!("the record has no container"))?;
-        container.status = Status::Stopped;
-        container.exit_status = Some(status);
-        Ok(self.state.write(&self.record)?)
-    }
-
-    fn remove(mut self) -> anyhow::Result<()> {
-        self.leave_cgroup();
-        Ok(self.state.remove()?)
+    /// Writes down where the container is in its life. What cannot be written makes a later clean-up poorer, no more.
+    fn now(&mut self, status: Status, exit_status: Option<u32>) {
+        for container in &mut self.record.containers {
+            (container.status, container.exit_status) = (status, exit_status);
+        }
+        if let Err(error) = self.state.write(&self.record) {
+            tracing::error!("{:#}", anyhow::Error::from(error));
+        }
     }
 }

@@ -75,7 +75,18 @@ fn status_in_sandbox(options: &Options, record: &Record) -> Result<Option<Status
     };
     let mut containers = sandbox.containers.into_iter();
     let found = containers.find(|container| container.id == record.id);
-    Ok(found.map(|container| container.status))
+    Ok(match found {
+        Some(container) => Some(container.status),
+        // It has been removed already.
+        None if record
+            .containers
+            .iter()
+            .all(|c| c.status != Status::Creating) =>
+        {
+            Some(Status::Stopped)
+        }
+        None => None,
+    })
 }
 
 /// The processes of this host that container `id` is made of.
@@ -120,8 +131,8 @@ fn of(record: Record, id: &str, in_sandbox: Option<Status>) -> Option<State> {
     let container = record.containers.into_iter().find(|c| c.id == id)?;
     let status = match (container.status, in_sandbox) {
         _ if !alive => Status::Stopped,
-        (Status::Creating, Some(status)) => status,
-        (status, _) => status,
+        (Status::Stopped, _) => Status::Stopped,
+        (status, in_sandbox) => in_sandbox.unwrap_or(status),
     };
     let pid = record.pid.filter(|_| status != Status::Stopped);
     Some(State {

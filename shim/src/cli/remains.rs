@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   kill the VMM, should it live ─► remove the cgroup ─► unmount ─► remove the state directory ─► poststop hooks
+//!   (a member: the supervisor of its sandbox removes it)
 //! ```
 //!
 //! The mounts of a sandbox are its supervisor's own and have gone with it; only where somebody has mounted more below its directory
@@ -13,16 +14,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use nix::libc::SIGKILL;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use super::tasks::Task;
 use crate::cgroup::Cgroup;
+use crate::config::Options;
 use crate::hooks::{self, HookState};
 use crate::state::{ProcessRef, Record, StateDir, Status};
 
 /// For a killed process to end.
 const KILLED: Duration = Duration::from_secs(3);
+
+/// For a member to be made, should it be at that, to end and to deliver its output.
+const LEAVING: Duration = Duration::from_secs(120);
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// Of a line of `/proc/self/mountinfo`, from 0.
 const MOUNT_POINT_FIELD: usize = 4;
@@ -42,7 +52,8 @@ pub(super) fn stop(state: &StateDir, record: &Record) -> anyhow::Result<Vec<Stri
     if let Some(vmm) = record.vmm.filter(|vmm| vmm.open().is_some()) {
         removed.push(format!("VM {}", vmm.pid));
     }
-    if let Some(cgroup) = &cgroup {
+    // Of a member nothing is in it but what stood for it.
+    if let Some(cgroup) = cgroup.as_ref().filter(|_| record.sandbox.is_none()) {
         cgroup.kill().context("cannot empty the cgroup")?;
     }
     record.vmm.map_or(Ok(()), end)?;
@@ -94,6 +105,46 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
         bytes.push(byte.unwrap_or(*first));
     }
     bytes
+}
+
+/// Has a member ended and removed by the supervisor of its sandbox, when its output is delivered. Returns whether it was there.
+pub(super) async fn leave_sandbox(options: &Options, record: &Record) -> bool {
+    if record.sandbox.is_none() {
+        return false;
+    }
+    let left = async {
+        loop {
+            // Without its supervisor there is no sandbox.
+            let Ok(task) = Task::connect(options, &record.id).await else {
+                return false;
+            };
+            match task.delete().await {
+                Ok(()) => return true,
+                Err(error) if error.is_final() => return false,
+                Err(error) => tracing::debug!(%error, "it is not to be removed yet"),
+            }
+            if task.kill(SIGKILL.unsigned_abs(), false).await.is_err() {
+                // It is being created, or removed.
+                tokio::time::sleep(AGAIN).await;
+            } else if let Err(error) = task.wait().await {
+                tracing::debug!(%error, "it has not been waited for");
+            }
+        }
+    };
+    tokio::time::timeout(LEAVING, left)
+        .await
+        .unwrap_or_else(|_| {
+            tracing::error!("{} does not leave its sandbox", record.id);
+            false
+        })
+}
+
+/// Whether poststop hooks are to be run for it: not if it was never made, since whoever failed to make it has run them.
+pub(super) fn owes_hooks(record: &Record, was_there: bool) -> bool {
+    let mut containers = record.containers.iter();
+    was_there
+        || record.sandbox.is_none()
+        || containers.any(|container| container.status != Status::Creating)
 }
 
 /// Runs the hooks that the supervisor did not live to run. Those of a member are owed by its own record.

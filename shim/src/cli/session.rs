@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Context as _;
@@ -99,12 +100,13 @@ pub(super) fn enter(terminal: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets go of the streams, which the supervisor has by now: they are to be closed when the exec closes them.
-pub(super) fn let_go() -> io::Result<()> {
+/// Lets go of the streams, which the supervisor has by now: they are to be closed when the process closes them. Standard error goes to `log`.
+pub(super) fn let_go(log: &Path) -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
+    let log = File::options().create(true).append(true).open(log)?;
+    rustix::stdio::dup2_stderr(&log)?;
     Ok(())
 }
 

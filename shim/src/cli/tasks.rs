@@ -40,6 +40,14 @@ pub(super) enum TaskError {
 }
 
 impl TaskError {
+    /// Whether there is no such process, or nobody to ask for it.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::Refused { code, .. } => *code == Code::NOT_FOUND,
+            Self::Lost(_) => true,
+        }
+    }
+
     /// What a shell exits with when a program cannot be executed, if that is why a process was not created or started.
     pub(super) fn program_status(&self) -> Option<u32> {
         match self {

@@ -1,12 +1,13 @@
 //! Where a container's files come from: copies of the host's mounts that are attached nowhere yet.
 //!
 //! Who makes them must see the mounts that its caller sees; who attaches them need not, and has them lent: engines mount root file
-//! systems where a supervisor that was there before does not see them. Ways to fail: a source is missing, leads out of the bundle, or is
-//! nothing a guest can use.
+//! systems where a supervisor that was there before does not see them. A copy gets its flags and owners, and never gives back to
+//! the host what is mounted or unmounted in it, before it is seen by anybody. Ways to fail: a source is missing, leads out of the bundle, or
+//! is nothing a guest can use.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::OpenTreeFlags;
@@ -14,7 +15,10 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use serde::{Deserialize, Serialize};
 
 use super::RootfsError;
-use crate::spec::HostPart;
+use crate::id_map;
+use crate::mount_attributes::{self, Change};
+use crate::spec::{Bind, HostPart};
+use crate::supervise::View;
 
 /// See the module.
 #[derive(Debug)]
@@ -40,7 +44,7 @@ impl Trees {
         with_rootfs: bool,
     ) -> Result<Self, RootfsError> {
         let rootfs = with_rootfs
-            .then(|| copy_beneath(bundle, &host.rootfs, true))
+            .then(|| copy_directory(bundle, &host.rootfs))
             .transpose()
             .map_err(|source| RootfsError::Rootfs {
                 path: bundle.join(&host.rootfs),
@@ -60,9 +64,19 @@ impl Trees {
                 let kind = kind_name(kind);
                 return Err(RootfsError::Kind { path, kind });
             }
-            volumes.push(clone_tree(&source, bind.recursive).map_err(failed)?);
+            volumes.push(copy_volume(&source, bind).map_err(failed)?);
         }
         Ok(Self { rootfs, volumes })
+    }
+
+    /// To be shown: the root file system, and volumes where the container has them.
+    pub(crate) fn into_view(self, host: &HostPart, staging: PathBuf) -> Option<View> {
+        let places = host.binds.iter().map(|bind| bind.destination.clone());
+        Some(View {
+            rootfs: self.rootfs?,
+            volumes: self.volumes.into_iter().zip(places).collect(),
+            staging,
+        })
     }
 
     /// For another process to take them by; None without a root file system.
@@ -95,9 +109,35 @@ impl Trees {
     }
 }
 
-/// A copy of the mounts at `path`, a directory; one that is relative is resolved beneath `bundle`.
-pub(super) fn copy_beneath(bundle: &Path, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
-    clone_tree(&open_beneath(bundle, path, OFlags::DIRECTORY)?, recursive)
+/// A copy of the directory `path` and all that is mounted in it; one that is relative is resolved beneath `bundle`.
+fn copy_directory(bundle: &Path, path: &Path) -> io::Result<OwnedFd> {
+    let directory = Bind {
+        recursive: true,
+        ..Bind::default()
+    };
+    copy_volume(&open_beneath(bundle, path, OFlags::DIRECTORY)?, &directory)
+}
+
+/// A copy of what is at the absolute path `path`, and as `bind` has it.
+pub(super) fn copy_of(path: &Path, bind: &Bind) -> io::Result<OwnedFd> {
+    copy_volume(&open_beneath(path, path, OFlags::empty())?, bind)
+}
+
+fn copy_volume(source: &OwnedFd, bind: &Bind) -> io::Result<OwnedFd> {
+    let tree = clone_tree(source, bind.recursive)?;
+    let propagation = if bind.follows_host {
+        Change::Slave
+    } else {
+        Change::Private
+    };
+    mount_attributes::set(tree.as_fd(), propagation, true)?;
+    if let Some(map) = &bind.id_map {
+        id_map::map_owners(tree.as_fd(), map)?;
+    }
+    if bind.read_only {
+        mount_attributes::set(tree.as_fd(), Change::ReadOnly, false)?;
+    }
+    Ok(tree)
 }
 
 /// Opens `path`; one that is relative is resolved beneath `bundle` and may not lead out of it.

@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use containerd_shim_protos::api;
+use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exec::remove_with;
 use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::events::Event;
@@ -18,7 +18,7 @@ use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, LentTrees, RootfsError, Share, Trees};
 use crate::spec::{self, HostPart, Shared, SpecError, Split};
 use crate::state::{Status, check_id};
-use crate::stdio::{Console, Ids, Outside, ProcessStreams, Stdio};
+use crate::stdio::{Console, Ids, Lender, Outside, ProcessStreams, Stdio};
 use crate::supervise::Face;
 
 /// What is asked for.
@@ -56,7 +56,7 @@ pub(super) struct Begun {
     has_network: bool,
     /// Where the container is to be shown, if that is to be done here.
     face: Option<Face>,
-    /// Whether there are others, for which the VM has been made.
+    /// Whether the VM has been made for another one.
     is_further: bool,
     /// Namespaces that it shares with others, by their paths in the guest.
     pub(super) joined: Vec<(LinuxNamespaceType, PathBuf)>,
@@ -68,6 +68,8 @@ pub(super) struct Made {
     pub(super) streams: ProcessStreams,
     /// Its init process in the guest.
     pub(super) guest_pid: u32,
+    /// What stands for it, if it is a member.
+    pub(super) stand_in: Option<Lender>,
 }
 
 impl Handle {
@@ -88,32 +90,48 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
             .await??
     };
     let pid = begun.pid;
+    let poststop = split.host.hooks.poststop.clone();
+    let mut stopped = begun.hook_state.clone();
+    stopped.status = Status::Stopped;
     let made = make(begun, request, split).await;
-    handle
+    let ended = handle
         .ask(move |sandbox| sandbox.end_create(&key, made))
-        .await??;
-    Ok(pid)
+        .await
+        .flatten();
+    if ended.is_err() {
+        // What other hooks have made is cleaned up by these.
+        hooks::run_anyway(&poststop, &stopped).await;
+    }
+    ended.map(|()| pid)
 }
 
 fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let path = request.bundle.join("config.json");
-    let config = std::fs::read(&path).map_err(|source| SpecError::Read { path, source })?;
+    // The file that the process sees which stands for the container.
+    let seen = match &request.stand_in {
+        Some(StandIn { pid, .. }) => PathBuf::from(format!("/proc/{pid}/root{}", path.display())),
+        None => path.clone(),
+    };
+    let config = std::fs::read(seen).map_err(|source| SpecError::Read { path, source })?;
     Ok(spec::split(&config, &request.id, &request.bundle)?)
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
 async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, TaskError> {
-    let trees = match &request.stand_in {
-        Some(StandIn { pid, files }) => Trees::take(*pid, files, &split.host)?,
-        None => Trees::copy(&request.bundle, &split.host, request.rootfs.is_empty())?,
+    let (trees, stand_in) = match &request.stand_in {
+        Some(StandIn { pid, files }) => (
+            Trees::take(*pid, files, &split.host)?,
+            Some(Lender::of(*pid).map_err(RootfsError::Lent)?),
+        ),
+        None => (
+            Trees::copy(&request.bundle, &split.host, request.rootfs.is_empty())?,
+            None,
+        ),
     };
     let files = begun
         .share
         .add(&request.id, &trees, &split.host, &request.rootfs)?;
-    let view = begun.share.view(&files, &split.host);
-    let poststop = split.host.hooks.poststop.clone();
-    let mut stopped = begun.hook_state.clone();
-    stopped.status = Status::Stopped;
+    let host = split.host.clone();
     let made = async {
         if let Some(face) = &begun.face {
             let network = split.host.network.clone();
@@ -123,7 +141,10 @@ async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made
         }
         let made = make_in_guest(&begun, &request, split).await?;
         if let Some(face) = &begun.face {
-            face.show(view).await.map_err(RootfsError::View)?;
+            let view = begun.share.view(&files, &host);
+            face.show(view.map_err(RootfsError::View)?)
+                .await
+                .map_err(RootfsError::View)?;
         }
         Ok(made)
     };
@@ -132,11 +153,10 @@ async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made
             files,
             streams,
             guest_pid,
+            stand_in,
         }),
         Err(e) => {
             files.remove();
-            // What other hooks have made is cleaned up by these.
-            hooks::run_anyway(&poststop, &stopped).await;
             Err(e)
         }
     }
@@ -165,6 +185,36 @@ async fn make_in_guest(
     {
         Ok(guest_pid) => Ok((streams, guest_pid)),
         Err(e) => Err(begun.machine.explain(e).await),
+    }
+}
+
+/// Ends the container that was born at `born_ns`, should it live, when `stand_in` has gone, and removes it.
+async fn remove_with(handle: Handle, key: ProcessKey, born_ns: u64, stand_in: Lender) {
+    if let Err(e) = stand_in.gone().await {
+        return tracing::error!(process = %key, "what stands for it cannot be watched: {e}");
+    }
+    let same = {
+        let key = key.clone();
+        handle.ask(move |sandbox| {
+            let container = sandbox.containers.get(&key.container);
+            container.is_some_and(|container| container.created_ns == born_ns)
+        })
+    };
+    if !matches!(same.await, Ok(true)) {
+        return;
+    }
+    tracing::info!(process = %key, "it is ended: what stood for it is gone");
+    let removed = async {
+        let killed = handle
+            .kill(key.clone(), SIGKILL.unsigned_abs(), false)
+            .await;
+        // Refused if it has exited, which is then known.
+        tracing::debug!(process = %key, ?killed, "ended");
+        handle.wait(key.clone()).await?;
+        handle.delete(key.clone()).await
+    };
+    if let Err(e) = removed.await {
+        tracing::debug!(process = %key, "somebody else removes it: {e}");
     }
 }
 
@@ -209,10 +259,10 @@ impl Sandbox {
         if self.containers.contains_key(&key.container) {
             return Err(TaskError::Exists(key));
         }
+        let is_further = self.machine.is_some();
         let machine = self.machine_for_create(request, host)?;
         let joined = self.joined(host)?;
         let ids = self.stream_ids.take(&request.stdio);
-        let is_further = !self.containers.is_empty();
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
         container.stand_in = request.stand_in.as_ref().map(|process| process.pid);
         let pid = container.stand_in.unwrap_or(machine.pid);
@@ -294,6 +344,10 @@ impl Sandbox {
     ) -> Result<(), TaskError> {
         let pid = self.pid(&key.container);
         let Some(container) = self.containers.get_mut(&key.container) else {
+            // The sandbox has ended meanwhile.
+            if let Ok(made) = made {
+                made.files.remove();
+            }
             return Err(TaskError::Closing);
         };
         let mut made = match made {
@@ -319,10 +373,9 @@ impl Sandbox {
         } else {
             made.streams.end_input();
         }
-        if container.stand_in.is_some()
-            && let Some(lender) = made.streams.lender().and_then(|l| l.try_clone().ok())
-        {
-            tokio::spawn(remove_with(self.handle.clone(), key.clone(), lender));
+        if let Some(stand_in) = made.stand_in {
+            let (handle, born_ns) = (self.handle.clone(), container.created_ns);
+            tokio::spawn(remove_with(handle, key.clone(), born_ns, stand_in));
         }
         if let Some(console) = made.streams.take_console() {
             tokio::spawn(follow(self.handle.clone(), key.clone(), console));

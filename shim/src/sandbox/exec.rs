@@ -62,8 +62,8 @@ async fn make(
     }
 }
 
-/// Kills the process, should it live, when `lender` has gone.
-pub(super) async fn end_with(handle: Handle, key: ProcessKey, lender: Lender) {
+/// Kills the exec, should it live, when `lender` has gone.
+async fn end_with(handle: Handle, key: ProcessKey, lender: Lender) {
     if let Err(e) = lender.gone().await {
         return tracing::warn!(process = %key, "its caller cannot be watched: {e}");
     }
@@ -73,18 +73,6 @@ pub(super) async fn end_with(handle: Handle, key: ProcessKey, lender: Lender) {
     {
         Ok(()) => tracing::info!(process = %key, "killed: its caller is gone"),
         Err(e) => tracing::debug!(process = %key, "it has ended with its caller: {e}"),
-    }
-}
-
-/// Kills the container, should it live, when `lender`, which stands for it, has gone, and removes it.
-pub(super) async fn remove_with(handle: Handle, key: ProcessKey, lender: Lender) {
-    end_with(handle.clone(), key.clone(), lender).await;
-    let removed = async {
-        handle.wait(key.clone()).await?;
-        handle.delete(key.clone()).await
-    };
-    if let Err(e) = removed.await {
-        tracing::debug!(process = %key, "its caller has removed it: {e}");
     }
 }
 

@@ -41,7 +41,8 @@ enum Duty {
 
 /// A process whose container has ended.
 struct Leaving {
-    exit: watch::Receiver<Option<Exit>>,
+    /// What is to be waited for first.
+    exit: Option<watch::Receiver<Option<Exit>>>,
     streams: ProcessStreams,
 }
 
@@ -91,24 +92,21 @@ async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
     if let Some(machine) = machine {
         end(&machine).await;
     }
-    let leaving = handle
-        .ask(|sandbox| {
-            sandbox.lose_processes();
-            sandbox.leaving()
-        })
-        .await?;
-    deliver(leaving).await;
+    let last = handle.ask(Sandbox::last_streams).await?;
+    deliver(last).await;
     handle.ask(Sandbox::end_finish).await
 }
 
 /// Delivers the output of processes that have exited, or are about to.
 async fn deliver(leaving: Vec<Leaving>) {
     let mut deliveries = JoinSet::new();
-    for Leaving { mut exit, streams } in leaving {
+    for Leaving { exit, streams } in leaving {
         deliveries.spawn(async move {
-            let exited = exit.wait_for(Option::is_some);
-            if tokio::time::timeout(EXITS_FOLLOW, exited).await.is_err() {
-                tracing::debug!("a process has not exited with its container");
+            if let Some(mut exit) = exit {
+                let exited = exit.wait_for(Option::is_some);
+                if tokio::time::timeout(EXITS_FOLLOW, exited).await.is_err() {
+                    tracing::debug!("a process has not exited with its container");
+                }
             }
             streams.drain().await;
         });
@@ -170,11 +168,27 @@ impl Sandbox {
         })
         .filter_map(|process| {
             Some(Leaving {
-                exit: process.watch_exit(),
+                exit: Some(process.watch_exit()),
                 streams: process.streams.take()?,
             })
         })
         .collect()
+    }
+
+    /// The streams that are left when the VM has ended. That their processes have, too, is told after their output.
+    fn last_streams(&mut self) -> Vec<Leaving> {
+        let containers = self.containers.values_mut();
+        containers
+            .flat_map(|container| {
+                std::iter::once(&mut container.init).chain(container.execs.values_mut())
+            })
+            .filter_map(|process| {
+                Some(Leaving {
+                    exit: None,
+                    streams: process.streams.take()?,
+                })
+            })
+            .collect()
     }
 
     fn end_shutdown(&mut self) {
@@ -184,6 +198,7 @@ impl Sandbox {
     }
 
     fn end_finish(&mut self) -> Option<Exit> {
+        self.lose_processes();
         // What is not made yet is removed by the operation that makes it.
         self.containers.retain(|_, container| container.is_over());
         for container in self.containers.values_mut() {

@@ -300,6 +300,7 @@ impl Fixture {
                     files,
                     streams: ProcessStreams::default(),
                     guest_pid: 7,
+                    stand_in: None,
                 };
                 sandbox.end_create(&web(), Ok(made)).unwrap();
             })

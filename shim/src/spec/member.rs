@@ -78,18 +78,31 @@ pub(super) fn sandbox(
     annotations: &BTreeMap<String, String>,
     id: &str,
 ) -> Result<Option<String>, SpecError> {
-    let member = ANNOTATIONS
-        .into_iter()
-        .find(|(kind, _)| annotations.get(*kind).is_some_and(|kind| kind == MEMBER));
-    let Some((_, name)) = member else {
-        return Ok(None);
-    };
-    match annotations.get(name) {
-        Some(sandbox) if !sandbox.is_empty() => Ok(Some(sandbox.clone()).filter(|of| of != id)),
-        _ => Err(SpecError::Missing(
-            "the annotation with the id of the sandbox that the container belongs to",
-        )),
+    let mut said = Vec::new();
+    for (kind, name) in ANNOTATIONS {
+        match annotations.get(kind) {
+            None => {}
+            Some(kind) if kind != MEMBER => said.push(None),
+            Some(_) => match annotations.get(name) {
+                Some(sandbox) if !sandbox.is_empty() => {
+                    said.push(Some(sandbox.clone()).filter(|sandbox| sandbox != id));
+                }
+                _ => {
+                    return Err(SpecError::Missing(
+                        "the annotation with the id of the sandbox that the container belongs to",
+                    ));
+                }
+            },
+        }
     }
+    // One of them may not be the engine's, but its user's.
+    if said.windows(2).any(|two| two[0] != two[1]) {
+        return Err(refused(
+            "annotations that name different sandboxes",
+            "a container is in one",
+        ));
+    }
+    Ok(said.pop().flatten())
 }
 
 #[cfg(test)]
@@ -111,6 +124,17 @@ mod tests {
             assert!(sandbox_by(&[(kind, "container")]).is_err());
         }
         assert_eq!(sandbox_by(&[]).unwrap(), None);
+        let [(containerd, of), (crio, whose)] = ANNOTATIONS;
+        let both = |other| {
+            sandbox_by(&[
+                (containerd, "container"),
+                (of, "pod"),
+                (crio, "container"),
+                (whose, other),
+            ])
+        };
+        assert_eq!(both("pod").unwrap().as_deref(), Some("pod"));
+        assert!(both("other").is_err());
     }
 
     #[test]

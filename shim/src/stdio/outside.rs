@@ -66,6 +66,13 @@ enum Name<'a> {
 }
 
 impl Lender {
+    /// The process `pid`.
+    pub(crate) fn of(pid: i32) -> io::Result<Self> {
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        let flags = PidfdFlags::empty();
+        Ok(Self(rustix::process::pidfd_open(pid, flags)?))
+    }
+
     /// Whether it is alive still.
     pub(super) fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];

@@ -12,14 +12,14 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
 
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use tokio::sync::oneshot;
 
 /// To show a container by; in the second thread.
@@ -27,24 +27,14 @@ use tokio::sync::oneshot;
 pub(crate) struct Face(mpsc::Sender<Order>);
 
 /// What is to be seen.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct View {
-    /// The root file system, mounted somewhere.
-    pub(crate) rootfs: PathBuf,
-    pub(crate) volumes: Vec<Volume>,
+    /// The root file system, as a mount that is attached nowhere.
+    pub(crate) rootfs: OwnedFd,
+    /// The same of each volume, and where it is in the container.
+    pub(crate) volumes: Vec<(OwnedFd, PathBuf)>,
     /// A directory to build it on.
     pub(crate) staging: PathBuf,
-}
-
-/// A part of the container's files that is not of its root file system.
-#[derive(Clone, Debug)]
-pub(crate) struct Volume {
-    /// Where it is now.
-    pub(crate) source: PathBuf,
-    /// Where it is in the container.
-    pub(crate) destination: PathBuf,
-    /// It is to become so; what is mounted so stays so.
-    pub(crate) read_only: bool,
 }
 
 /// What the main thread is told to enter, and where it says how that went.
@@ -74,16 +64,6 @@ impl Face {
         self.0.send((part, done)).map_err(|_| gone())?;
         shown.await.map_err(|_| gone())?
     }
-}
-
-/// Makes the mount at `destination` read-only.
-fn protect(root: &OwnedFd, destination: &Path) -> io::Result<()> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let mount = rustix::fs::openat2(root, destination, flags, Mode::empty(), resolve)?;
-    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
-    let read_only = MountFlags::BIND | MountFlags::RDONLY;
-    Ok(rustix::mount::mount_remount(path, read_only, c"")?)
 }
 
 /// Runs `supervisor` in a second thread, while this one shows what it is told. Returns the other one's result.
@@ -122,11 +102,12 @@ fn enter(view: &View) -> io::Result<()> {
     // What goes from here must not go from the supervisor's namespace.
     let slave = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", slave)?;
-    rustix::mount::mount_bind_recursive(&view.rootfs, &view.staging)?;
+    let itself = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&view.rootfs, "", CWD, &view.staging, itself)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &view.staging, flags, Mode::empty())?;
-    for volume in &view.volumes {
-        add(&root, volume)?;
+    for (volume, destination) in &view.volumes {
+        add(&root, volume, destination)?;
     }
     rustix::process::fchdir(&root)?;
     nix::unistd::pivot_root(".", ".")?;
@@ -135,18 +116,14 @@ fn enter(view: &View) -> io::Result<()> {
 }
 
 /// Mounts a volume where the guest has it. One that is below a file system of the guest's own has no place here.
-fn add(root: &OwnedFd, volume: &Volume) -> io::Result<()> {
-    let destination = &volume.destination;
+fn add(root: &OwnedFd, volume: &OwnedFd, destination: &Path) -> io::Result<()> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     match rustix::fs::openat2(root, destination, flags, Mode::empty(), resolve) {
         Ok(target) => {
-            let path = format!("/proc/self/fd/{}", target.as_raw_fd());
-            rustix::mount::mount_bind_recursive(&volume.source, path)?;
-            if volume.read_only {
-                protect(root, destination)?;
-            }
-            Ok(())
+            let both =
+                MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+            Ok(rustix::mount::move_mount(volume, "", &target, "", both)?)
         }
         Err(error) => {
             tracing::debug!("the volume {} is not shown: {error}", destination.display());
