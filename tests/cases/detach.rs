@@ -110,6 +110,8 @@ fn an_exec_ends_with_its_container() {
     let engine = Engine::of(Bundle::busybox().shell(LOOP));
     let process = engine.make(&["run", "--detach"], &[]);
     let exec = engine.exec(&[], &["sh", "-c", "echo waits; sleep 1000"]);
+    // Before its trap is set the first process would not get the signal.
+    engine.await_output("up\n");
     engine.await_output("waits\n");
     engine.call(&["kill"]).assert_status(0);
     // A pid namespace that is not a guest's ends when all of its processes have been waited for.

@@ -170,7 +170,7 @@ async fn attend(origin: Origin, args: &ServeArgs) -> Result<Option<u32>, ServeEr
     Ok(exit.map(|exit| exit.status))
 }
 
-/// Waits until all containers have exited.
+/// Waits until the sandbox's own container has exited.
 async fn over(sandbox: &Handle) {
     sandbox.reaches(|life| *life == Life::Over).await;
 }
