@@ -1,5 +1,8 @@
 //! Whoever dies first: what is left can be looked at and removed, and nothing leaks.
 
+use std::fs;
+use std::process::Child;
+
 use harness::{Adopted, Bundle, Engine, Remains, Runtime};
 use rustix::process::{Signal, kill_process};
 
@@ -116,6 +119,92 @@ fn a_create_killed_at_work() {
     create.wait().unwrap();
     engine.call(&["delete", "--force"]).assert_status(0);
     before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+/// A `create` at work, when its supervisor has started a VM.
+fn creating(engine: &Engine) -> Child {
+    let bundle = engine.bundle().path().to_str().unwrap();
+    let words = ["create", "--bundle", bundle, &engine.id];
+    let create = engine.command(&words).spawn().unwrap();
+    let record = engine.runtime.root().join(&engine.id).join("state.json");
+    while !fs::read_to_string(&record).is_ok_and(|record| record.contains(r#""vmm":{"#)) {
+        std::thread::yield_now();
+    }
+    create
+}
+
+#[test]
+fn a_supervisor_killed_during_a_create() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let mut create = creating(&engine);
+    let supervisor = engine.runtime.process(&engine.id, "supervisor");
+    kill_process(supervisor, Signal::KILL).unwrap();
+    assert_eq!(create.wait().unwrap().code(), Some(1));
+    assert_eq!(engine.errors().lines().count(), 1, "{}", engine.errors());
+    assert_eq!(engine.state()["status"], "stopped");
+    engine.call(&["kill"]).assert_refused(&["not running"]);
+    engine.call(&["delete"]).assert_status(0);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_vm_killed_during_a_create() {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let before = Remains::seen();
+    let engine = engine();
+    let mut create = creating(&engine);
+    signal_vm(&engine, Signal::KILL);
+    assert_eq!(create.wait().unwrap().code(), Some(1));
+    assert!(engine.errors().contains("signal 9"), "{}", engine.errors());
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_start_killed_at_work() {
+    let before = Remains::seen();
+    let engine = engine();
+    let process = engine.make(&["create"], &[]);
+    let mut start = engine.command(&["start", &engine.id]).spawn().unwrap();
+    start.kill().unwrap();
+    start.wait().unwrap();
+    let status = engine.state()["status"].clone();
+    assert!(status == "created" || status == "running", "{status}");
+    engine.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+/// Has the container deleted while one of its processes is killed, and then again.
+fn deleted_meanwhile(role: &str) {
+    if !Runtime::is_husk() {
+        return;
+    }
+    let (before, engine, process) = running();
+    let victim = engine.runtime.process(&engine.id, role);
+    let words = ["delete", "--force", &engine.id];
+    let mut delete = engine.command(&words).spawn().unwrap();
+    // It may have ended with the container already.
+    let _ = kill_process(victim, Signal::KILL);
+    assert_eq!(delete.wait().unwrap().code(), Some(0));
+    assert_eq!(process.wait(), 137);
+    engine.call(&["delete", "--force"]).assert_status(0);
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn a_supervisor_killed_during_a_delete() {
+    deleted_meanwhile("supervisor");
+}
+
+#[test]
+fn a_vm_killed_during_a_delete() {
+    deleted_meanwhile("vmm");
 }
 
 #[test]
