@@ -1,6 +1,7 @@
 //! Whoever dies first: what is left can be looked at and removed, and nothing leaks.
 
 use std::fs;
+use std::path::Path;
 use std::process::Child;
 
 use harness::{Adopted, Bundle, Engine, Remains, Runtime};
@@ -104,33 +105,32 @@ fn a_vm_that_hangs_is_deleted_by_force() {
     before.assert_nothing_new(&engine.id, &engine.runtime.root());
 }
 
-#[test]
-fn a_create_killed_at_work() {
+/// What was there before, and a `create` at work that has come so far with its state directory.
+fn creating(so_far: impl Fn(&Path) -> bool) -> (Remains, Engine, Child) {
     let before = Remains::seen();
     let engine = engine();
     let bundle = engine.bundle().path().to_str().unwrap();
     let words = ["create", "--bundle", bundle, &engine.id];
-    let mut create = engine.command(&words).spawn().unwrap();
+    let create = engine.command(&words).spawn().unwrap();
     let state = engine.runtime.root().join(&engine.id);
-    while !state.exists() {
+    while !so_far(&state) {
         std::thread::yield_now();
     }
+    (before, engine, create)
+}
+
+fn has_vm(state: &Path) -> bool {
+    let record = fs::read_to_string(state.join("state.json"));
+    record.is_ok_and(|record| record.contains(r#""vmm":{"#))
+}
+
+#[test]
+fn a_create_killed_at_work() {
+    let (before, engine, mut create) = creating(Path::exists);
     create.kill().unwrap();
     create.wait().unwrap();
     engine.call(&["delete", "--force"]).assert_status(0);
     before.assert_nothing_new(&engine.id, &engine.runtime.root());
-}
-
-/// A `create` at work, when its supervisor has started a VM.
-fn creating(engine: &Engine) -> Child {
-    let bundle = engine.bundle().path().to_str().unwrap();
-    let words = ["create", "--bundle", bundle, &engine.id];
-    let create = engine.command(&words).spawn().unwrap();
-    let record = engine.runtime.root().join(&engine.id).join("state.json");
-    while !fs::read_to_string(&record).is_ok_and(|record| record.contains(r#""vmm":{"#)) {
-        std::thread::yield_now();
-    }
-    create
 }
 
 #[test]
@@ -138,9 +138,7 @@ fn a_supervisor_killed_during_a_create() {
     if !Runtime::is_husk() {
         return;
     }
-    let before = Remains::seen();
-    let engine = engine();
-    let mut create = creating(&engine);
+    let (before, engine, mut create) = creating(has_vm);
     let supervisor = engine.runtime.process(&engine.id, "supervisor");
     kill_process(supervisor, Signal::KILL).unwrap();
     assert_eq!(create.wait().unwrap().code(), Some(1));
@@ -156,9 +154,7 @@ fn a_vm_killed_during_a_create() {
     if !Runtime::is_husk() {
         return;
     }
-    let before = Remains::seen();
-    let engine = engine();
-    let mut create = creating(&engine);
+    let (before, engine, mut create) = creating(has_vm);
     signal_vm(&engine, Signal::KILL);
     assert_eq!(create.wait().unwrap().code(), Some(1));
     assert!(engine.errors().contains("signal 9"), "{}", engine.errors());

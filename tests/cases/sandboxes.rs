@@ -36,10 +36,14 @@ fn member_of(sandbox: &str, bundle: Bundle) -> Bundle {
     )
 }
 
-/// The same, sharing all that can be shared with the sandbox's own container.
-fn companion_of(pod: &Engine, bundle: Bundle) -> Bundle {
+/// A container that is to be in the sandbox of `pod`.
+fn member(pod: &Engine, bundle: Bundle) -> Engine {
+    Engine::beside(pod, member_of(&pod.id, bundle))
+}
+
+/// A bundle whose container shares all that can be shared with the sandbox's own container.
+fn companion_of(pod: &Engine, mut bundle: Bundle) -> Bundle {
     let pid = pod.state()["pid"].clone();
-    let mut bundle = member_of(&pod.id, bundle);
     bundle.config["hostname"] = json!("");
     for (kind, file) in SHARED {
         let path = format!("/proc/{pid}/ns/{file}");
@@ -56,7 +60,7 @@ fn a_member_is_in_the_vm_of_its_sandbox_and_has_a_life_of_its_own() {
     let pod = pod();
     let boot = ["cat", "/proc/sys/kernel/random/boot_id"];
     let kernel = pod.runtime.call(&[&["exec", &pod.id][..], &boot].concat());
-    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = member(&pod, Bundle::busybox().shell(LOOP));
     let process = member.make(&["create"], &[]);
     let state = member.state();
     assert_eq!(state["status"], "created");
@@ -88,7 +92,7 @@ fn namespaces_of_the_sandboxs_containers_can_be_shared() {
     let links = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done";
     let server = "echo hello | nc -l -p 7000 & sleep 1000";
     let bundle = Bundle::busybox().shell(&format!("{links}; {server}"));
-    let companion = Engine::beside(&pod, companion_of(&pod, bundle));
+    let companion = member(&pod, companion_of(&pod, bundle));
     let _ = companion.make(&["run", "--detach"], &[]);
     let own = pod.runtime.call(&["exec", &pod.id, "sh", "-c", links]);
     assert_eq!(own.text().lines().count(), 4, "{own:?}");
@@ -105,8 +109,8 @@ fn namespaces_of_the_sandboxs_containers_can_be_shared() {
 fn a_foreground_member_has_its_status_and_leaves_nothing() {
     let pod = pod();
     let before = Remains::seen();
-    let bundle = member_of(&pod.id, Bundle::busybox().shell("echo out; exit 3"));
-    let member = Engine::beside(&pod, bundle);
+    let bundle = Bundle::busybox().shell("echo out; exit 3");
+    let member = member(&pod, bundle);
     let path = member.bundle().path().to_str().unwrap();
     let output = member.call(&["run", "--bundle", path]);
     output.assert_status(3);
@@ -130,7 +134,7 @@ fn a_foreground_member_has_its_status_and_leaves_nothing() {
 fn a_member_ends_with_its_process_and_its_name_is_free() {
     let pod = pod();
     let before = Remains::seen();
-    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = member(&pod, Bundle::busybox().shell(LOOP));
     for _ in 0..2 {
         let process = member.make(&["run", "--detach"], &[]);
         process.signal(Signal::KILL);
@@ -149,7 +153,7 @@ fn what_is_left_of_a_member_is_collected() {
     }
     let pod = pod();
     let before = Remains::seen();
-    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = member(&pod, Bundle::busybox().shell(LOOP));
     let process = member.make(&["run", "--detach"], &[]);
     process.signal(Signal::KILL);
     assert_eq!(process.wait(), 137);
@@ -166,7 +170,7 @@ fn what_is_left_of_a_member_is_collected() {
 #[test]
 fn a_member_is_paused_by_itself() {
     let pod = pod();
-    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = member(&pod, Bundle::busybox().shell(LOOP));
     let process = member.make(&["run", "--detach"], &[]);
     member.await_output("up\n");
     member.call(&["pause"]).assert_status(0);
@@ -224,7 +228,7 @@ fn volumes_of_a_member_follow_the_host_which_keeps_its_own() {
         .shell(script)
         .bind(mounts.0.path(), "/data", &["rbind", "rslave"])
         .bind(kept.path(), "/kept", &["rbind", "ro"]);
-    let member = Engine::beside(&pod, member_of(&pod.id, bundle));
+    let member = member(&pod, bundle);
     let process = member.make(&["run", "--detach"], &[]);
     member.await_output("earlyrefused\n");
     mounts.add("late");
@@ -249,7 +253,7 @@ fn a_member_ends_with_its_sandbox() {
     }
     let before = Remains::seen();
     let pod = pod();
-    let member = Engine::beside(&pod, member_of(&pod.id, Bundle::busybox().shell(LOOP)));
+    let member = member(&pod, Bundle::busybox().shell(LOOP));
     let process = member.make(&["run", "--detach"], &[]);
     member.await_output("up\n");
     pod.call(&["delete", "--force"]).assert_status(0);
@@ -267,8 +271,8 @@ fn a_member_whose_supervisor_crashed_has_stopped_and_can_be_deleted() {
     let before = Remains::seen();
     let pod = Engine::of(Bundle::busybox().shell(LOOP));
     let supervisor = pod.make(&["run", "--detach"], &[]);
-    let bundle = member_of(&pod.id, Bundle::busybox().shell(LOOP));
-    let member = Engine::beside(&pod, bundle);
+    let bundle = Bundle::busybox().shell(LOOP);
+    let member = member(&pod, bundle);
     let process = member.make(&["run", "--detach"], &[]);
     supervisor.signal(Signal::KILL);
     assert_eq!((supervisor.wait(), process.wait()), (137, 137));
@@ -284,9 +288,9 @@ fn a_member_whose_supervisor_crashed_has_stopped_and_can_be_deleted() {
 fn a_members_terminal_has_the_size_of_its_console() {
     let pod = pod();
     let script = "until stty size | grep '31 91'; do sleep 0.1; done; read line; echo \"<$line>\"";
-    let bundle = member_of(&pod.id, Bundle::busybox().shell(script));
+    let bundle = Bundle::busybox().shell(script);
     let bundle = bundle.with("/process/terminal", json!(true));
-    let member = Engine::beside(&pod, bundle);
+    let member = member(&pod, bundle);
     let console = member.console();
     let path = console.path.clone();
     let process = member.make(&["create"], &["--console-socket", &path]);
@@ -308,11 +312,11 @@ fn hooks_of_a_member_are_told_its_own_pid() {
         let script = format!("cat >>{}", path(name));
         json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}])
     };
-    let bundle = member_of(&pod.id, Bundle::busybox().shell(LOOP)).with(
+    let bundle = Bundle::busybox().shell(LOOP).with(
         "/hooks",
         json!({"createRuntime": hook("create"), "poststop": hook("stop")}),
     );
-    let member = Engine::beside(&pod, bundle);
+    let member = member(&pod, bundle);
     let process = member.make(&["run", "--detach"], &[]);
     let told = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&fs::read(path(name)).unwrap()).unwrap()
@@ -344,7 +348,7 @@ fn the_vm_grows_for_a_members_limit() {
     let bundle = Bundle::busybox()
         .shell(LOOP)
         .with("/linux/resources", limit);
-    let member = Engine::beside(&pod, member_of(&pod.id, bundle));
+    let member = member(&pod, bundle);
     let _ = member.make(&["create"], &[]);
     assert!(
         before < 600 && seen() > 700,
@@ -370,7 +374,7 @@ fn a_sandbox_that_is_not_there_and_namespaces_of_others_are_refused() {
     let bundle = Bundle::busybox()
         .without_namespace("ipc")
         .namespace(of_init);
-    let stranger = Engine::beside(&pod, member_of(&pod.id, bundle));
+    let stranger = member(&pod, bundle);
     let path = stranger.bundle().path().to_str().unwrap();
     let refused = stranger.call(&["create", "--bundle", path]);
     refused.assert_refused(&["/proc/1/ns/ipc", "no running container of its sandbox"]);

@@ -48,18 +48,8 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         None if !args.force => return Err(anyhow!("{} is being created", args.id).into()),
         _ => {}
     }
-    let Some(record) = state.read()? else {
-        remains::remove(&state, None)?;
-        return Ok(ExitCode::SUCCESS);
-    };
-    block_on(async {
-        let was_there = remains::leave_sandbox(options, &record).await;
-        remains::remove(&state, Some(&record))?;
-        if remains::owes_hooks(&record, was_there) {
-            remains::poststop(&record).await;
-        }
-        Ok(())
-    })?;
+    let record = state.read()?;
+    block_on(async { Ok(remains::remove(options, &state, record.as_ref()).await?) })?;
     Ok(ExitCode::SUCCESS)
 }
 

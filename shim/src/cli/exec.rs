@@ -2,7 +2,6 @@
 //!
 //! It is the container's own `process` with another command line, or a `process` object from a file.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -132,14 +131,11 @@ fn in_background(
     let terminal = console::of_background(has_terminal, args.console_socket.as_deref())?;
     let process = session::file_of(process).context("cannot pass the process on")?;
     let path = session::path_of(process.as_raw_fd());
-    let mut words: Vec<OsString> = vec!["--process".into(), path.into()];
-    if let Some(path) = &args.pid_file {
-        words.extend(["--pid-file".into(), path.into()]);
-    }
-    words.push(args.id.clone().into());
     let background = Background {
         verb: "exec",
-        words,
+        options: vec!["--process".into(), path.into()],
+        pid_file: args.pid_file.as_deref(),
+        id: &args.id,
         kept: vec![process],
         terminal,
     };

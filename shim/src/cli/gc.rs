@@ -52,17 +52,7 @@ fn collect(options: &Options, id: &str, now: SystemTime) -> anyhow::Result<Optio
             let removed = if has_ended(&record) {
                 remains::stop(&state, &record)?
             } else {
-                let mut removed = Vec::new();
-                block_on(async {
-                    let was_there = remains::leave_sandbox(options, &record).await;
-                    removed = remains::stop(&state, &record)?;
-                    state.remove()?;
-                    if remains::owes_hooks(&record, was_there) {
-                        remains::poststop(&record).await;
-                    }
-                    Ok(())
-                })
-                .map_err(|failure| failure.error)?;
+                let mut removed = remove(options, &state, Some(&record))?;
                 removed.push(format!("state {path}"));
                 removed
             };
@@ -70,10 +60,19 @@ fn collect(options: &Options, id: &str, now: SystemTime) -> anyhow::Result<Optio
         }
         None if is_young(&state, now)? => Ok(None),
         None => {
-            remains::remove(&state, None)?;
+            remove(options, &state, None)?;
             Ok(Some(format!("state {path}")))
         }
     }
+}
+
+fn remove(
+    options: &Options,
+    state: &StateDir,
+    record: Option<&Record>,
+) -> anyhow::Result<Vec<String>> {
+    block_on(async { Ok(remains::remove(options, state, record).await?) })
+        .map_err(|failure| failure.error)
 }
 
 /// Whether all its containers have an exit status to be read.

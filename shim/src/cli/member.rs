@@ -78,16 +78,14 @@ pub(super) fn in_background(
     let has_terminal = bundle.host.terminal;
     let terminal = console::of_background(has_terminal, args.console_socket.as_deref())?;
     let mut words: Vec<OsString> = vec!["--bundle".into(), bundle.path.clone().into()];
-    if let Some(path) = &args.pid_file {
-        words.extend(["--pid-file".into(), path.clone().into()]);
-    }
     if start {
         words.push("--detach".into());
     }
-    words.push(args.id.clone().into());
     let background = Background {
         verb: if start { "run" } else { "create" },
-        words,
+        options: words,
+        pid_file: args.pid_file.as_deref(),
+        id: &args.id,
         kept: Vec::new(),
         terminal,
     };

@@ -37,12 +37,24 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Of a line of `/proc/self/mountinfo`, from 0.
 const MOUNT_POINT_FIELD: usize = 4;
 
-/// Removes all of it; `record` is None when the supervisor did not get so far as to write one.
-pub(super) fn remove(state: &StateDir, record: Option<&Record>) -> anyhow::Result<()> {
-    if let Some(record) = record {
-        stop(state, record)?;
+/// Removes all of it, and runs the hooks that are owed; `record` is None when the supervisor did not get so far as to write one. Says what
+/// there was beside the state directory.
+pub(super) async fn remove(
+    options: &Options,
+    state: &StateDir,
+    record: Option<&Record>,
+) -> anyhow::Result<Vec<String>> {
+    let Some(record) = record else {
+        state.remove()?;
+        return Ok(Vec::new());
+    };
+    let was_there = leave_sandbox(options, record).await;
+    let removed = stop(state, record)?;
+    state.remove()?;
+    if owes_hooks(record, was_there) {
+        poststop(record).await;
     }
-    Ok(state.remove()?)
+    Ok(removed)
 }
 
 /// Removes all but the state directory. Says what there was.
@@ -178,10 +190,18 @@ fn end(vmm: ProcessRef) -> anyhow::Result<()> {
 mod tests {
     use std::process::Command;
 
-    use super::*;
+    use clap::Parser as _;
 
-    #[test]
-    fn remains_of_a_dead_supervisor_are_removed() {
+    use super::*;
+    use crate::cli::CommandLine;
+
+    fn options(root: &Path) -> Options {
+        let words = ["husk", "--root", root.to_str().unwrap(), "gc"];
+        CommandLine::try_parse_from(words).unwrap().options
+    }
+
+    #[tokio::test]
+    async fn remains_of_a_dead_supervisor_are_removed() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::create(root.path(), "web").unwrap();
         let mut vmm = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -200,7 +220,9 @@ mod tests {
             containers: Vec::new(),
             ended: None,
         };
-        remove(&state, Some(&record)).unwrap();
+        remove(&options(root.path()), &state, Some(&record))
+            .await
+            .unwrap();
         assert!(!state.path().exists());
         assert!(vmm.try_wait().unwrap().is_some());
     }
@@ -211,11 +233,11 @@ mod tests {
         assert_eq!(unescaped(br"/a\04\777"), br"/a\04\777");
     }
 
-    #[test]
-    fn claim_without_a_record_is_removed() {
+    #[tokio::test]
+    async fn claim_without_a_record_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::create(root.path(), "web").unwrap();
-        remove(&state, None).unwrap();
+        remove(&options(root.path()), &state, None).await.unwrap();
         assert!(!state.path().exists());
     }
 }

@@ -135,10 +135,7 @@ async fn remove(task: &Task, options: &Options, id: &str) -> anyhow::Result<()> 
         let record = state.read()?;
         let alive = |record: &Record| record.supervisor.open().is_some();
         anyhow::ensure!(!record.as_ref().is_some_and(alive), error);
-        remains::remove(&state, record.as_ref())?;
-        if let Some(record) = record {
-            remains::poststop(&record).await;
-        }
+        remains::remove(options, &state, record.as_ref()).await?;
     }
     Ok(())
 }

@@ -32,10 +32,13 @@ const STARTED: &str = "started";
 
 /// What is to be started.
 #[derive(Debug)]
-pub(super) struct Background {
+pub(super) struct Background<'a> {
     pub(super) verb: &'static str,
-    /// Behind the verb.
-    pub(super) words: Vec<OsString>,
+    /// Options behind the verb.
+    pub(super) options: Vec<OsString>,
+    pub(super) pid_file: Option<&'a Path>,
+    /// The container.
+    pub(super) id: &'a str,
     /// Descriptors that it needs beside the standard ones.
     pub(super) kept: Vec<OwnedFd>,
     /// The slave of its terminal, if it has one.
@@ -43,7 +46,7 @@ pub(super) struct Background {
 }
 
 /// Starts it, and returns when it says that all is well, or has said why not.
-pub(super) fn start(options: &Options, background: Background) -> anyhow::Result<ExitCode> {
+pub(super) fn start(options: &Options, background: Background<'_>) -> anyhow::Result<ExitCode> {
     let (words, report) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
     inherited::close_on_exec().context("cannot close descriptors")?;
@@ -55,7 +58,11 @@ pub(super) fn start(options: &Options, background: Background) -> anyhow::Result
     command.arg0("husk");
     command.args(options.to_args()?).arg(background.verb);
     command.args(["--report-to", &report.as_raw_fd().to_string()]);
-    command.args(background.words);
+    command.args(background.options);
+    if let Some(path) = background.pid_file {
+        command.arg("--pid-file").arg(path);
+    }
+    command.arg(background.id);
     if let Some(slave) = background.terminal {
         command.stdin(slave.try_clone()?).stdout(slave);
     }

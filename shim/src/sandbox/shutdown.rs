@@ -80,7 +80,7 @@ async fn shutdown(handle: Handle, now: bool) -> Result<(), TaskError> {
 async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
     let duty = handle
         .ask(|sandbox| match sandbox.begin_shutdown(true) {
-            Duty::End(machine) => Some((machine, sandbox.leaving())),
+            Duty::End(machine) => Some((machine, sandbox.leaving(false))),
             Duty::Nothing | Duty::Wait => None,
         })
         .await?;
@@ -92,7 +92,7 @@ async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
     if let Some(machine) = machine {
         end(&machine).await;
     }
-    let last = handle.ask(Sandbox::last_streams).await?;
+    let last = handle.ask(|sandbox| sandbox.leaving(true)).await?;
     deliver(last).await;
     handle.ask(Sandbox::end_finish).await
 }
@@ -160,31 +160,17 @@ impl Sandbox {
         Duty::End(self.machine.clone())
     }
 
-    /// The streams of containers that are over.
-    fn leaving(&mut self) -> Vec<Leaving> {
-        let over = self.containers.values_mut().filter(|c| c.is_over());
-        over.flat_map(|container| {
-            std::iter::once(&mut container.init).chain(container.execs.values_mut())
-        })
-        .filter_map(|process| {
-            Some(Leaving {
-                exit: Some(process.watch_exit()),
-                streams: process.streams.take()?,
-            })
-        })
-        .collect()
-    }
-
-    /// The streams that are left when the VM has ended. That their processes have, too, is told after their output.
-    fn last_streams(&mut self) -> Vec<Leaving> {
+    /// The streams of containers that are over; of all, if the VM has ended: that their processes have is then told after their output.
+    fn leaving(&mut self, vm_ended: bool) -> Vec<Leaving> {
         let containers = self.containers.values_mut();
         containers
+            .filter(|container| vm_ended || container.is_over())
             .flat_map(|container| {
                 std::iter::once(&mut container.init).chain(container.execs.values_mut())
             })
             .filter_map(|process| {
                 Some(Leaving {
-                    exit: None,
+                    exit: (!vm_ended).then(|| process.watch_exit()),
                     streams: process.streams.take()?,
                 })
             })

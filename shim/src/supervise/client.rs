@@ -82,7 +82,7 @@ pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError
     let mut child = command.spawn().map_err(StartError::Spawn)?;
     let words = child.stdout.take().ok_or(StartError::Silent)?;
     match hear(words.into()).await.map_err(StartError::Listen)?.trim() {
-        SERVING => connect(&args.options.root, args.id).await,
+        SERVING => reach(&StateDir::open(&args.options.root, args.id)?, args.id),
         "" => Err(StartError::Silent),
         error => Err(StartError::Refused(error.to_owned())),
     }
@@ -103,7 +103,11 @@ pub(crate) async fn connect(root: &Path, id: &str) -> Result<Supervisor, StartEr
     if let Some(sandbox) = state.read()?.and_then(|record| record.sandbox) {
         state = StateDir::open(root, &sandbox)?;
     }
-    let stream = dial(&state).map_err(|source| StartError::Connect {
+    reach(&state, id)
+}
+
+fn reach(state: &StateDir, id: &str) -> Result<Supervisor, StartError> {
+    let stream = dial(state).map_err(|source| StartError::Connect {
         id: id.to_owned(),
         source,
     })?;
