@@ -84,12 +84,12 @@ impl<W: Write + Send + std::fmt::Debug + 'static> Device for Console<W> {
             log,
             buffer,
         };
-        self.worker = Some(Worker::spawn(
-            "console",
-            worker,
-            resources.confine,
-            resources.failure,
-        )?);
+        let spawned = Worker::spawn("console", worker, resources.confine, resources.failure);
+        let worker = spawned.map_err(|failed| {
+            self.log = Some(failed.handler.log);
+            failed.error
+        })?;
+        self.worker = Some(worker);
         self.receive = receive;
         Ok(())
     }

@@ -177,6 +177,7 @@ impl Transport {
             STATUS => self.status(),
             // There is no shared memory region: its length reads as all ones.
             0x0b0..=0x0bc => u32::MAX,
+            0x0fc => self.device.config_generation(),
             _ => 0,
         }
     }

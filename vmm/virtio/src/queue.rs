@@ -24,6 +24,9 @@ use vm_memory::GuestAddress;
 
 use crate::{Chain, Event, GuestMemory, Irq};
 
+/// Chains that [`Queue::serve`] answers at a time: a ring of the devices that use it.
+const SERVE_CHAINS_MAX: usize = 64;
+
 /// Why a queue cannot go on. All but the last two are the driver's doing.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
@@ -150,23 +153,26 @@ impl Queue {
     /// Answers what the driver offers until it offers no more, then asks for kicks. `answer` does the device's work on a chain and returns how
     /// many bytes it wrote; its error ends the serving, and the chain stays with the device.
     ///
-    /// A driver that goes on offering keeps the queue's own thread at work, and no other. A machine stops its vCPUs before its devices, so that a stop
-    /// waits for one ring of chains at the most.
+    /// A driver may go on offering for ever, while another processor of the guest resets the device or the host pauses the machine. So this returns
+    /// after [`SERVE_CHAINS_MAX`] chains and kicks itself: the worker looks at an order to stop in between.
     pub fn serve<E: From<QueueError>>(
         &mut self,
         memory: &GuestMemory,
         mut answer: impl FnMut(&Chain<'_>) -> Result<u32, E>,
     ) -> Result<(), E> {
-        loop {
-            while let Some(chain) = self.next(memory)? {
+        for _ in 0..SERVE_CHAINS_MAX {
+            if let Some(chain) = self.next(memory)? {
                 let written = answer(&chain)?;
                 self.complete(memory, chain.head(), written)?;
+                continue;
             }
             self.notify(memory)?;
             if !self.rearm(memory)? {
                 return Ok(());
             }
         }
+        self.notify(memory)?;
+        Ok(self.kick.signal().map_err(QueueError::Kick)?)
     }
 
     /// Gives the chain just taken with [`Queue::next`] back to the ring as if it had not been taken.

@@ -58,12 +58,8 @@ impl Device for Rng {
             memory: resources.memory,
             queue,
         };
-        self.worker = Some(Worker::spawn(
-            "rng",
-            worker,
-            resources.confine,
-            resources.failure,
-        )?);
+        let spawned = Worker::spawn("rng", worker, resources.confine, resources.failure);
+        self.worker = Some(spawned.map_err(|failed| failed.error)?);
         Ok(())
     }
 
@@ -134,5 +130,43 @@ mod tests {
         assert!(driver.used(0).is_none());
         driver.transport.resume();
         assert_eq!(driver.wait_used(0).len(), 8);
+    }
+
+    #[test]
+    fn device_that_is_fed_for_ever_is_stopped() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+
+        use vm_memory::{Bytes, GuestAddress};
+
+        use crate::testing::RING_SIZE;
+
+        /// Indices of the first ring in the fake driver's memory.
+        const AVAILABLE_INDEX: GuestAddress = GuestAddress(0x1002);
+        const USED_INDEX: GuestAddress = GuestAddress(0x2002);
+        let mut driver = FakeDriver::new(Box::new(Rng::default()));
+        driver.bring_up();
+        driver.exchange(0, &[], 8);
+        let fed = Arc::new(AtomicBool::new(true));
+        // Another processor of the guest, which offers the same buffer anew as soon as it is filled.
+        let feeder = std::thread::spawn({
+            let (fed, memory) = (Arc::clone(&fed), Arc::clone(&driver.memory));
+            move || {
+                while fed.load(Ordering::SeqCst) {
+                    let used: u16 = memory.load(USED_INDEX, Ordering::SeqCst).unwrap();
+                    let offered = used.wrapping_add(RING_SIZE / 2);
+                    memory
+                        .store(offered, AVAILABLE_INDEX, Ordering::SeqCst)
+                        .unwrap();
+                }
+            }
+        });
+        for _ in 0..100 {
+            driver.write(crate::mmio::QUEUE_NOTIFY, 0);
+            driver.transport.pause();
+            driver.transport.resume();
+        }
+        driver.reset();
+        fed.store(false, Ordering::SeqCst);
+        feeder.join().unwrap();
     }
 }

@@ -47,10 +47,16 @@ impl FakeDriver {
     /// A driver that has not yet touched the device.
     #[must_use]
     pub fn new(device: Box<dyn Device>) -> Self {
+        Self::confined(device, Confine::none())
+    }
+
+    /// The same, for a device whose threads confine themselves.
+    #[must_use]
+    pub fn confined(device: Box<dyn Device>, confine: Confine) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let memory = Arc::new(memory);
         let irq = Arc::new(Irq::new(Event::new().unwrap()));
-        let transport = Transport::new(device, Arc::clone(&memory), irq, Confine::none()).unwrap();
+        let transport = Transport::new(device, Arc::clone(&memory), irq, confine).unwrap();
         Self {
             transport,
             memory,

@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::epoll;
@@ -104,42 +105,75 @@ impl Poller {
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker<H> {
-    thread: JoinHandle<H>,
+    /// None of one that was never given its handler.
+    thread: JoinHandle<Option<H>>,
     stop: Event,
+}
+
+/// A handler that no thread runs.
+#[derive(Debug)]
+pub struct Unstarted<H> {
+    /// The handler, as it was given.
+    pub handler: H,
+    /// Why.
+    pub error: StartError,
 }
 
 impl<H: Handler> Worker<H> {
     /// Starts a thread that confines itself and then runs `handler`. `failed` is raised if the handler gives up.
+    ///
+    /// # Errors
+    /// The host refuses a thread or a file; the handler comes back with that.
     pub fn spawn(
         name: &'static str,
         handler: H,
         confine: Confine,
         failed: Arc<Failure>,
-    ) -> Result<Self, StartError> {
-        let error = |source| StartError::Worker { name, source };
-        let stop = Event::new().map_err(error)?;
-        let stop_seen = stop.try_clone().map_err(error)?;
-        let poller = Poller::new().map_err(error)?;
-        poller.add(&stop_seen, STOP).map_err(error)?;
+    ) -> Result<Self, Unstarted<H>> {
+        // The thread is made before it is given its handler, so that one which is not made takes none with it.
+        let (give, taken) = sync_channel(1);
+        let unstarted = |handler, source| Unstarted {
+            handler,
+            error: StartError::Worker { name, source },
+        };
+        let worker = match Self::spawn_for(name, taken, confine, failed) {
+            Ok(worker) => worker,
+            Err(source) => return Err(unstarted(handler, source)),
+        };
+        match give.send(handler) {
+            Ok(()) => Ok(worker),
+            Err(SendError(handler)) => Err(unstarted(handler, io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn spawn_for(
+        name: &'static str,
+        handler: Receiver<H>,
+        confine: Confine,
+        failed: Arc<Failure>,
+    ) -> io::Result<Self> {
+        let stop = Event::new()?;
+        let stop_seen = stop.try_clone()?;
+        let poller = Poller::new()?;
+        poller.add(&stop_seen, STOP)?;
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
-                let mut handler = handler;
+                let mut handler = handler.recv().ok()?;
                 if let Err(error) = run(name, &mut handler, &poller, &confine) {
                     failed.report(name, &error);
                     wait_for_stop(&stop_seen);
                 }
-                handler
-            })
-            .map_err(error)?;
+                Some(handler)
+            })?;
         Ok(Self { thread, stop })
     }
 
     /// Stops the thread and returns its handler. None if the thread panicked, which aborts the process where panics do.
     pub fn stop(self) -> Option<H> {
         self.stop.signal().ok()?;
-        self.thread.join().ok()
+        self.thread.join().ok()?
     }
 }
 

@@ -7,6 +7,8 @@ use std::ops::Range;
 pub(super) struct Blocks {
     plugged: Vec<bool>,
     count: u64,
+    /// Places where plugged and unplugged memory meet; before the first block and after the last one nothing is plugged.
+    edges: u64,
 }
 
 /// What a range is.
@@ -25,6 +27,7 @@ impl Blocks {
         Self {
             plugged: vec![false; count],
             count: 0,
+            edges: 0,
         }
     }
 
@@ -67,8 +70,21 @@ impl Blocks {
         })
     }
 
+    /// Into how many parts, plugged and unplugged and the unplugged outside, the region would be cut if the range, which [`Blocks::are`] all something else, were plugged
+    /// or unplugged.
+    pub(super) fn parts_with(&self, range: &Range<u64>, plugged: bool) -> u64 {
+        let before = range
+            .start
+            .checked_sub(1)
+            .is_some_and(|block| self.at(block));
+        let after = self.at(range.end);
+        let differ = |from: bool| u64::from(before != from) + u64::from(after != from);
+        self.edges + differ(plugged) - differ(!plugged) + 1
+    }
+
     /// Makes the range, which [`Blocks::are`] all something else, plugged or unplugged.
     pub(super) fn set(&mut self, range: &Range<u64>, plugged: bool) {
+        self.edges = self.parts_with(range, plugged) - 1;
         let blocks = index(range).and_then(|range| self.plugged.get_mut(range));
         for block in blocks.into_iter().flatten() {
             if *block != plugged {
@@ -80,6 +96,11 @@ impl Blocks {
                 };
             }
         }
+    }
+
+    fn at(&self, block: u64) -> bool {
+        let block = usize::try_from(block).ok();
+        block.and_then(|block| self.plugged.get(block)) == Some(&true)
     }
 
     fn slice(&self, range: &Range<u64>) -> Option<&[bool]> {
@@ -118,5 +139,24 @@ mod tests {
         assert_eq!(blocks.state(&(5..6)), Some(BlocksState::Unplugged));
         assert_eq!(blocks.state(&(9..11)), None);
         assert_eq!(blocks.state(&(u64::MAX - 1..u64::MAX)), None);
+    }
+
+    #[test]
+    fn parts_are_counted_as_they_are() {
+        let mut blocks = Blocks::new(6);
+        for (range, plugged, parts) in [
+            (0..1, true, 3),
+            (5..6, true, 5),
+            (2..3, true, 7),
+            (3..5, true, 5),
+            (1..2, true, 3),
+            (0..3, false, 3),
+            (3..6, false, 1),
+            (1..5, true, 3),
+        ] {
+            assert_eq!(blocks.parts_with(&range, plugged), parts, "{range:?}");
+            blocks.set(&range, plugged);
+            assert_eq!(blocks.edges + 1, parts, "{range:?}");
+        }
     }
 }

@@ -35,6 +35,10 @@ use request::{REQUEST_BYTES, Request, Response};
 /// The unit of plugging: a huge page of the host, and the least that a Linux guest can give back.
 pub const BLOCK_BYTES: u64 = 2 << 20;
 
+/// Parts, plugged and unplugged by turns, into which a driver may cut the region. Each is a mapping of the host's, of which a process has
+/// 65 530 by default and each takes 200 bytes of the host's kernel. Linux plugs from below and unplugs from above.
+const PARTS_MAX: u64 = 16 * 1024;
+
 const ID: u32 = 24;
 const QUEUE_SIZES: &[u16] = &[16];
 const FEATURE_UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
@@ -79,6 +83,10 @@ struct State {
     usable: u64,
     /// Bytes, whole blocks.
     requested: u64,
+    /// How often the configuration space has changed, modulo 2³².
+    generation: u32,
+    /// The host has said in this process how much it wants plugged.
+    asked: bool,
     /// The guest has yet to come to what was requested: it is told of once for each request.
     awaited: bool,
 }
@@ -117,6 +125,8 @@ impl Mem {
             blocks: Blocks::new((region.end - region.start) / BLOCK_BYTES),
             usable: 0,
             requested: 0,
+            generation: 0,
+            asked: false,
             awaited: false,
         };
         let shared = Shared {
@@ -135,9 +145,14 @@ impl Mem {
         Ok((device, host))
     }
 
-    /// Makes a new device what another one was. One that was only paused is it already.
+    /// Makes a new device what another one was. One that was only paused is it already, and one that was asked for another amount since then
+    /// keeps to that.
     fn adopt(&mut self, requested: u64, plugged: &[Range<u64>]) -> Result<(), StartError> {
         let mut state = self.host.shared.lock();
+        if !state.asked {
+            state.requested = requested;
+            state.changed();
+        }
         if state.blocks.plugged() == plugged {
             return Ok(());
         }
@@ -149,8 +164,8 @@ impl Mem {
             let worker = |source| StartError::Worker { name: NAME, source };
             backing.plug(bytes(range)).map_err(worker)?;
             state.blocks.set(range, true);
+            state.changed();
         }
-        state.requested = requested;
         Ok(())
     }
 }
@@ -166,7 +181,9 @@ impl Host {
         }
         state.usable = state.usable.max(usable / BLOCK_BYTES);
         state.requested = bytes;
+        state.asked = true;
         state.awaited = true;
+        state.changed();
         self.shared.tell(&mut state).map_err(RequestError::Tell)
     }
 
@@ -200,6 +217,10 @@ impl Shared {
 }
 
 impl State {
+    fn changed(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
     fn plugged(&self) -> u64 {
         self.blocks.plugged_count() * BLOCK_BYTES
     }
@@ -239,6 +260,9 @@ impl State {
 
     /// Plugs or unplugs a range. When the host cannot do it, the driver may try again later.
     fn switch(&mut self, range: &Range<u64>, on: bool, backing: &mut dyn Backing) -> Response {
+        if self.blocks.parts_with(range, on) > PARTS_MAX {
+            return Response::Busy;
+        }
         let done = if on {
             backing.plug(bytes(range))
         } else {
@@ -248,6 +272,7 @@ impl State {
             return Response::Busy;
         }
         self.blocks.set(range, on);
+        self.changed();
         Response::Ack
     }
 }
@@ -290,6 +315,10 @@ impl Device for Mem {
         read_config_bytes(&config, offset, data);
     }
 
+    fn config_generation(&self) -> u32 {
+        self.host.shared.lock().generation
+    }
+
     fn start(&mut self, mut resources: Resources) -> Result<(), StartError> {
         let queue = resources.take_queue(0)?;
         match &resources.saved {
@@ -304,12 +333,12 @@ impl Device for Mem {
             shared: Arc::clone(&self.host.shared),
             backing: self.backing.take().ok_or(StartError::WrongState)?,
         };
-        self.worker = Some(Worker::spawn(
-            NAME,
-            worker,
-            resources.confine,
-            resources.failure,
-        )?);
+        let spawned = Worker::spawn(NAME, worker, resources.confine, resources.failure);
+        let worker = spawned.map_err(|failed| {
+            self.backing = Some(failed.handler.backing);
+            failed.error
+        })?;
+        self.worker = Some(worker);
         Ok(())
     }
 

@@ -258,3 +258,66 @@ fn short_request_breaks_the_device_only() {
     fixture.driver.bring_up();
     assert_eq!(fixture.ask(2, 0, 0).0, ACK);
 }
+
+/// The register `ConfigGeneration`.
+fn generation(fixture: &Fixture) -> u32 {
+    fixture.driver.read(0x0fc)
+}
+
+#[test]
+fn generation_changes_with_the_configuration() {
+    let mut fixture = Fixture::new();
+    let mut before = generation(&fixture);
+    let mut changed = |fixture: &Fixture| {
+        let now = generation(fixture);
+        std::mem::replace(&mut before, now) != now
+    };
+    fixture
+        .host
+        .request(4 * BLOCK_BYTES, 8 * BLOCK_BYTES)
+        .unwrap();
+    assert!(changed(&fixture));
+    assert!(!changed(&fixture));
+    assert_eq!(fixture.plug(0, 2), ACK);
+    assert!(changed(&fixture));
+    assert_eq!(fixture.plug(0, 8), ERROR);
+    assert!(!changed(&fixture));
+}
+
+#[test]
+fn device_in_another_process_goes_on_asking_though_nothing_is_plugged() {
+    let (mut device, host) = Mem::new(
+        START..START + BLOCKS * BLOCK_BYTES,
+        Box::new(FakeBacking::default()),
+    )
+    .unwrap();
+    device.adopt(2 * BLOCK_BYTES, &[]).unwrap();
+    assert_eq!(host.shared.lock().requested, 2 * BLOCK_BYTES);
+    // Once it is asked for something else here, a pause does not bring the old amount back.
+    host.request(BLOCK_BYTES, 4 * BLOCK_BYTES).unwrap();
+    device.adopt(2 * BLOCK_BYTES, &[]).unwrap();
+    assert_eq!(host.shared.lock().requested, BLOCK_BYTES);
+}
+
+#[test]
+fn region_is_not_cut_into_more_parts_than_the_host_has_mappings_for() {
+    let mut state = State {
+        blocks: Blocks::new(4 * PARTS_MAX),
+        usable: 4 * PARTS_MAX,
+        requested: 4 * PARTS_MAX * BLOCK_BYTES,
+        generation: 0,
+        asked: true,
+        awaited: false,
+    };
+    let mut backing = FakeBacking::default();
+    let mut answer = |request| state.answer(Some(&request), &mut backing);
+    let every_other = (0..2 * PARTS_MAX).map(|number| 2 * number);
+    let refused = every_other.map(|block| answer(Request::Plug(block..block + 1)));
+    let refused = refused
+        .take_while(|response| *response == Response::Ack)
+        .count();
+    assert!(u64::try_from(refused).unwrap() <= PARTS_MAX / 2);
+    // The holes may still be filled, and all of it be given back.
+    assert_eq!(answer(Request::Plug(1..2)), Response::Ack);
+    assert_eq!(answer(Request::UnplugAll), Response::Ack);
+}

@@ -23,6 +23,11 @@ mod host;
 mod muxer;
 mod packet;
 mod stream;
+#[expect(
+    unsafe_code,
+    reason = "system calls on guest memory, to which there are no references"
+)]
+mod vectored;
 mod worker;
 
 use std::io;
@@ -59,9 +64,9 @@ enum State {
 }
 
 impl Vsock {
-    /// A device for the guest with context id `guest_cid`, which may dial `host_ports`, and its host end.
+    /// A device for the guest with context id `guest_cid`, which may dial each of `host_ports` once, and its host end.
     pub fn new(guest_cid: u32, host_ports: Vec<u32>) -> io::Result<(Self, Host)> {
-        let host = Host::new()?;
+        let host = Host::new(host_ports.clone())?;
         let device = Self {
             guest_cid: u64::from(guest_cid),
             host_ports,
@@ -108,12 +113,14 @@ impl Device for Vsock {
         };
         ends.open();
         let worker = VsockWorker::new(resources.memory, queues, muxer, ends);
-        self.state = State::Started(Worker::spawn(
-            NAME,
-            worker,
-            resources.confine,
-            resources.failure,
-        )?);
+        let spawned = Worker::spawn(NAME, worker, resources.confine, resources.failure);
+        let worker = spawned.map_err(|failed| {
+            // Also those of a session that was only paused, which go on when the next start succeeds.
+            let (_, muxer) = failed.handler.into_parts();
+            self.state = State::Stopped(muxer);
+            failed.error
+        })?;
+        self.state = State::Started(worker);
         Ok(())
     }
 
