@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice, WriteVolatile};
+use vm_memory::VolatileSlice;
 
 use super::packet::{HEADER_BYTES, Header};
+use super::vectored;
 use crate::{Chain, QueueError};
 
 /// Guest memory, from the first byte not yet used.
@@ -77,21 +78,18 @@ impl<'m> Buffers<'m> {
     }
 
     /// Writes to a non-blocking stream as much as it takes and drops that from the front. An error after the first byte comes with the next call.
-    pub(super) fn write_to(&mut self, mut stream: BorrowedFd<'_>) -> io::Result<usize> {
+    pub(super) fn write_to(&mut self, stream: BorrowedFd<'_>) -> io::Result<usize> {
         let mut total = 0;
-        while let Some(piece) = self.pieces.pop_front() {
-            let count = match retry(|| stream.write_volatile(&piece)) {
+        while !self.pieces.is_empty() {
+            let offered = length_of(self.pieces.iter().take(vectored::PIECES_MAX));
+            let count = match vectored::write(stream, self.pieces.iter().copied()) {
                 Ok(count) => count,
-                Err(error) => {
-                    self.pieces.push_front(piece);
-                    return if total > 0 { Ok(total) } else { Err(error) };
-                }
+                Err(_) if total > 0 => break,
+                Err(error) => return Err(error),
             };
+            self.drop_front(count);
             total += count;
-            if count < piece.len() {
-                if let Ok(rest) = piece.offset(count) {
-                    self.pieces.push_front(rest);
-                }
+            if count < offered {
                 break;
             }
         }
@@ -100,29 +98,64 @@ impl<'m> Buffers<'m> {
 
     /// Reads from a non-blocking stream what there is, at most `limit` bytes. 0 is the stream's end: neither `limit` nor the room is 0. The room
     /// stays as it was.
-    pub(super) fn read_from(&self, mut stream: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+    pub(super) fn read_from(&self, stream: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        let mut room = self.first(limit);
         let mut total = 0;
-        for piece in &self.pieces {
-            let count = piece.len().min(limit - total);
-            if count == 0 {
-                continue;
-            }
-            let mut room = piece
-                .subslice(0, count)
-                .map_err(|error| io::Error::other(error.to_string()))?;
-            match retry(|| stream.read_volatile(&mut room)) {
-                Ok(read) => {
-                    total += read;
-                    if read < count {
-                        break;
-                    }
-                }
+        while !room.pieces.is_empty() {
+            let offered = length_of(room.pieces.iter().take(vectored::PIECES_MAX));
+            let count = match vectored::read(stream, room.pieces.iter().copied()) {
+                Ok(count) => count,
                 Err(_) if total > 0 => break,
                 Err(error) => return Err(error),
+            };
+            room.drop_front(count);
+            total += count;
+            if count < offered {
+                break;
             }
         }
         Ok(total)
     }
+
+    /// The first `limit` bytes, or all there are.
+    fn first(&self, limit: usize) -> Self {
+        let mut missing = limit;
+        let mut pieces = VecDeque::new();
+        for piece in &self.pieces {
+            let Ok(part) = piece.subslice(0, piece.len().min(missing)) else {
+                break;
+            };
+            missing -= part.len();
+            if !part.is_empty() {
+                pieces.push_back(part);
+            }
+            if missing == 0 {
+                break;
+            }
+        }
+        Self { pieces }
+    }
+
+    /// Drops the first `count` bytes, and pieces without any before the next one.
+    fn drop_front(&mut self, count: usize) {
+        let mut rest = count;
+        while let Some(piece) = self.pieces.front_mut() {
+            match piece.offset(rest) {
+                Ok(left) if !left.is_empty() => {
+                    *piece = left;
+                    return;
+                }
+                _ => {
+                    rest -= rest.min(piece.len());
+                    self.pieces.pop_front();
+                }
+            }
+        }
+    }
+}
+
+fn length_of<'a, 'm: 'a>(pieces: impl Iterator<Item = &'a VolatileSlice<'m>>) -> usize {
+    pieces.map(VolatileSlice::len).sum()
 }
 
 /// Room in the guest for one packet.
@@ -153,18 +186,6 @@ impl<'m> Permit<'m> {
     pub(super) fn fill(&self, header: Header) -> u32 {
         self.header.copy_from(&header.to_bytes());
         header.packet_len()
-    }
-}
-
-fn retry(mut call: impl FnMut() -> Result<usize, VolatileMemoryError>) -> Result<usize, io::Error> {
-    loop {
-        match call() {
-            Ok(count) => return Ok(count),
-            Err(VolatileMemoryError::IOError(error))
-                if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(VolatileMemoryError::IOError(error)) => return Err(error),
-            Err(error) => return Err(io::Error::other(error.to_string())),
-        }
     }
 }
 
@@ -241,5 +262,35 @@ mod tests {
         assert_eq!(rest.read_from(ours.as_fd(), 8).unwrap(), 0);
         buffers.copy_to(&mut bytes);
         assert_eq!(bytes, [6, 7, 8, 9, 5]);
+    }
+
+    #[test]
+    fn packet_in_more_pieces_than_a_call_takes_is_written_and_read_whole() {
+        let (ours, mut peer) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let count = 2 * vectored::PIECES_MAX + 7;
+        let sent: Vec<u8> = (0..count)
+            .map(|at| u8::try_from(at % 251).unwrap())
+            .collect();
+        let mut memory = sent.clone();
+        fn pieces(memory: &mut [u8]) -> Buffers<'_> {
+            let pieces = memory.chunks_mut(1).map(VolatileSlice::from).collect();
+            Buffers { pieces }
+        }
+        let mut buffers = pieces(&mut memory);
+        assert_eq!(buffers.write_to(ours.as_fd()).unwrap(), count);
+        assert_eq!(buffers.len(), 0);
+        let mut received = vec![0; count];
+        peer.read_exact(&mut received).unwrap();
+        assert_eq!(received, sent);
+        peer.write_all(&sent).unwrap();
+        let mut memory = vec![0; count];
+        let buffers = pieces(&mut memory);
+        assert_eq!(
+            buffers.read_from(ours.as_fd(), count - 1).unwrap(),
+            count - 1
+        );
+        assert_eq!(memory[..count - 1], sent[..count - 1]);
+        assert_eq!(memory[count - 1], 0);
     }
 }

@@ -29,11 +29,10 @@
 use super::packet::{Header, Operation, Shutdown};
 
 /// How much the device holds of what a guest has sent and the host has not taken yet, per connection. Four of the largest packets a
-/// Linux guest makes, so that one can be on its way while others are written; with all connections stalled this is 256 MiB.
+/// Linux guest makes, so that one can be on its way while others are written.
 pub(super) const BUFFER_BYTES: u32 = 256 * 1024;
-/// The guest learns of passed-on bytes at the latest when they are this many. Half the buffer: the guest never runs dry, and pays for
-/// one packet per that many bytes.
-const UPDATE_BYTES: u32 = BUFFER_BYTES / 2;
+/// The same for a connection beside many others: one of the largest packets.
+pub(super) const SMALL_BUFFER_BYTES: u32 = 64 * 1024;
 
 /// A packet to be sent to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,8 +95,10 @@ pub(super) struct Connection {
 }
 
 /// Bytes from the guest to the host. Counters are modulo 2³².
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inbound {
+    /// How many are held at most.
+    buffer: u32,
     received: u32,
     forwarded: u32,
     /// `forwarded` as the guest last heard of it.
@@ -144,11 +145,19 @@ impl Connection {
         Self {
             state,
             opening: Some(opening),
-            inbound: Inbound::default(),
+            inbound: Inbound::new(BUFFER_BYTES),
             outbound: Outbound::default(),
             guest: Shutdown::default(),
             host: Shutdown::default(),
             host_told: Shutdown::default(),
+        }
+    }
+
+    /// The same, new connection, holding so many bytes of the guest's at most.
+    pub(super) fn with_buffer(self, bytes: u32) -> Self {
+        Self {
+            inbound: Inbound::new(bytes),
+            ..self
         }
     }
 
@@ -256,7 +265,8 @@ impl Connection {
 
     fn owes_update(&self) -> bool {
         !self.guest.contains(Shutdown::SEND)
-            && (self.inbound.update_requested || self.inbound.untold() >= UPDATE_BYTES)
+            && (self.inbound.update_requested
+                || self.inbound.untold() >= self.inbound.update_bytes())
     }
 
     /// Notes that `outgoing` is sent, with `len` bytes of payload, and puts credit into its header.
@@ -277,7 +287,7 @@ impl Connection {
             Outgoing::CreditRequest => self.outbound.request = CreditRequest::Sent,
             Outgoing::CreditUpdate => {}
         }
-        header.buf_alloc = BUFFER_BYTES;
+        header.buf_alloc = self.inbound.buffer;
         header.fwd_cnt = self.inbound.tell();
     }
 
@@ -308,10 +318,26 @@ impl Connection {
 }
 
 impl Inbound {
+    fn new(buffer: u32) -> Self {
+        Self {
+            buffer,
+            received: 0,
+            forwarded: 0,
+            told: 0,
+            update_requested: false,
+        }
+    }
+
+    /// The guest learns of passed-on bytes at the latest when they are this many. Half the buffer: the guest never runs dry, and pays for
+    /// one packet per that many bytes.
+    fn update_bytes(&self) -> u32 {
+        self.buffer / 2
+    }
+
     /// Counts `len` bytes; false if they are more than the guest was told it may send.
     fn take(&mut self, len: u32) -> bool {
         let in_flight = self.received.wrapping_sub(self.told);
-        let allowed = len <= BUFFER_BYTES.saturating_sub(in_flight);
+        let allowed = len <= self.buffer.saturating_sub(in_flight);
         if allowed {
             self.received = self.received.wrapping_add(len);
         }

@@ -19,7 +19,7 @@ use crate::Event;
 /// Streams that wait for the device to ask the guest. The device takes them as soon as it runs, so only a VM that is not up or that is
 /// paused has any; the bound is what a supervisor may have in flight.
 const DIALS_MAX: usize = 256;
-/// Streams of connections the guest made that nobody has fetched yet. A guest makes few; one that makes many is refused until they are fetched.
+/// Streams of connections the guest made that nobody has fetched yet: no fewer than ports, each of which is dialled once.
 const ARRIVALS_MAX: usize = 64;
 
 /// Why a stream was not taken. It is closed.
@@ -61,6 +61,8 @@ pub(super) struct Ends {
     arrivals: Mutex<VecDeque<(u32, OwnedFd)>>,
     /// Readable while there are arrivals.
     arrived: Event,
+    /// The ports that the guest may still dial.
+    ports: Mutex<Vec<u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -70,13 +72,14 @@ struct Dials {
 }
 
 impl Host {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(ports: Vec<u32>) -> io::Result<Self> {
         Ok(Self {
             ends: Arc::new(Ends {
                 dials: Mutex::default(),
                 dialled: Event::new()?,
                 arrivals: Mutex::default(),
                 arrived: Event::new()?,
+                ports: Mutex::new(ports),
             }),
         })
     }
@@ -132,16 +135,26 @@ impl Ends {
         Ok(std::mem::take(&mut lock(&self.dials).waiting))
     }
 
-    /// Whether the guest may make one more connection.
-    pub(super) fn has_room(&self) -> bool {
-        lock(&self.arrivals).len() < ARRIVALS_MAX
+    /// Whether the guest may make one more connection, to this port.
+    pub(super) fn listens(&self, port: u32) -> bool {
+        lock(&self.arrivals).len() < ARRIVALS_MAX && lock(&self.ports).contains(&port)
     }
 
-    /// Hands the host's end of a connection to whoever fetches it. The one caller has seen that there is room.
+    /// Hands the host's end of a connection to whoever fetches it, and closes the port: for the guest's whole life, whatever becomes of the
+    /// connection and of the device. The one caller has seen that there is room.
     pub(super) fn arrive(&self, port: u32, stream: OwnedFd) -> io::Result<()> {
+        lock(&self.ports).retain(|open| *open != port);
         let mut arrivals = lock(&self.arrivals);
         arrivals.push_back((port, stream));
         self.arrived.signal()
+    }
+
+    /// Opens a port again: the tests of connections make many.
+    #[cfg(test)]
+    pub(super) fn listen(&self, port: u32) {
+        let mut ports = lock(&self.ports);
+        ports.retain(|open| *open != port);
+        ports.push(port);
     }
 
     /// Takes dials again.

@@ -21,7 +21,7 @@ use rustix::event::epoll;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::buffers::{Buffers, Permit};
-use super::connection::Connection;
+use super::connection::{BUFFER_BYTES, Connection, SMALL_BUFFER_BYTES};
 use super::endpoint::Endpoint;
 use super::host::{Ends, set_nonblocking};
 use super::packet::{HOST_CID, Header, Operation, PORT_ANY, TYPE_STREAM};
@@ -30,6 +30,9 @@ use super::stream::Stream;
 /// Connections at one time, those that still write out what an ended one has left included. A container needs three and an exec
 /// three; each costs a file descriptor.
 const CONNECTIONS_MAX: usize = 1024;
+/// Connections that may be there when one gets a large buffer: at most this many have one. With the small ones of all others that
+/// is 88 MiB, should all be stalled.
+const LARGE_BUFFERS_MAX: usize = 128;
 /// Resets that wait for room in the guest because no connection is there to owe them. While there are so many, no packet is taken.
 const RESETS_MAX: usize = 128;
 /// The first source port of connections the host makes, out of the way of well-known ones.
@@ -73,7 +76,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Muxer {
     guest_cid: u64,
-    /// The ports the guest may dial.
+    /// Ports that the guest may dial, or has dialled: none for connections of the host's to come from.
     host_ports: Vec<u32>,
     ends: Arc<Ends>,
     table: HashMap<Key, Entry>,
@@ -174,7 +177,7 @@ impl Muxer {
     }
 
     fn accept(&mut self, key: Key, request: &Header) {
-        if !self.host_ports.contains(&key.host_port) || key.host_port == PORT_ANY {
+        if !self.ends.listens(key.host_port) || key.host_port == PORT_ANY {
             return self.refuse(request);
         }
         self.remove(key);
@@ -186,9 +189,6 @@ impl Muxer {
     }
 
     fn try_accept(&mut self, key: Key, request: &Header) -> io::Result<()> {
-        if !self.ends.has_room() {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -196,7 +196,8 @@ impl Muxer {
             None,
         )?;
         set_nonblocking(&ours)?;
-        self.insert(key, Connection::accepted(request), ours)?;
+        let connection = Connection::accepted(request).with_buffer(self.buffer_bytes());
+        self.insert(key, connection, ours)?;
         self.ends.arrive(key.host_port, theirs)
     }
 
@@ -217,14 +218,21 @@ impl Muxer {
                 continue;
             }
             let key = self.free_key(dial.port);
-            if self
-                .insert(key, Connection::requested(), dial.stream)
-                .is_err()
-            {
+            let connection = Connection::requested().with_buffer(self.buffer_bytes());
+            if self.insert(key, connection, dial.stream).is_err() {
                 self.remove(key);
             }
         }
         Ok(())
+    }
+
+    /// What the next connection may have waiting for the host.
+    fn buffer_bytes(&self) -> u32 {
+        if self.table.len() < LARGE_BUFFERS_MAX {
+            BUFFER_BYTES
+        } else {
+            SMALL_BUFFER_BYTES
+        }
     }
 
     /// A source port that no connection to `guest_port` has.

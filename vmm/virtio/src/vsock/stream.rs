@@ -107,6 +107,8 @@ impl Stream {
         if rest > 0 {
             let mut bytes = vec![0; rest];
             let count = payload.copy_to(&mut bytes);
+            // Not to the next power of two: what is held is what credit allows.
+            self.backlog.reserve_exact(count);
             self.backlog.extend(&bytes[..count]);
         }
         u32::try_from(written).map_err(|_| NotTaken)

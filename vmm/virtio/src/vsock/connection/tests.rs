@@ -175,6 +175,7 @@ fn credit_counts_on_across_two_to_the_thirty_two() {
     assert_eq!(connection.next(true), Some(Outgoing::Data { limit: 30 }));
 
     connection.inbound = Inbound {
+        buffer: BUFFER_BYTES,
         received: u32::MAX - 9,
         forwarded: u32::MAX - 9,
         told: u32::MAX - 9,
@@ -209,12 +210,12 @@ fn credit_counts_from_what_the_guest_was_told_not_from_what_was_passed_on() {
 fn the_guest_hears_of_passed_on_bytes_before_it_runs_dry() {
     let mut connection = established();
     connection.receive(&data(BUFFER_BYTES));
-    connection.forwarded(UPDATE_BYTES - 1);
+    connection.forwarded(BUFFER_BYTES / 2 - 1);
     assert_eq!(connection.next(false), None);
     connection.forwarded(1);
     let update = send(&mut connection, false).unwrap();
     assert_eq!(update.operation(), Some(Operation::CreditUpdate));
-    assert_eq!(update.fwd_cnt, UPDATE_BYTES);
+    assert_eq!(update.fwd_cnt, BUFFER_BYTES / 2);
     assert_eq!(connection.next(false), None);
 }
 
@@ -305,4 +306,21 @@ fn nothing_follows_a_reset_in_either_direction() {
         Some(Operation::Reset)
     );
     assert_eq!(connection.next(true), None);
+}
+
+#[test]
+fn connection_with_a_small_buffer_says_so_and_holds_the_guest_to_it() {
+    let accepted = Connection::accepted(&packet(Operation::Request));
+    let mut connection = accepted.with_buffer(SMALL_BUFFER_BYTES);
+    let mut header = Header::default();
+    connection.sent(Outgoing::Response, 0, &mut header);
+    assert_eq!(header.buf_alloc, SMALL_BUFFER_BYTES);
+    assert_eq!(
+        connection.receive(&data(SMALL_BUFFER_BYTES)),
+        Received::Data
+    );
+    connection.forwarded(SMALL_BUFFER_BYTES / 2);
+    assert_eq!(connection.next(false), Some(Outgoing::CreditUpdate));
+    connection.receive(&data(1));
+    assert!(connection.is_ended());
 }

@@ -79,12 +79,18 @@ impl Socket {
 
 impl Guest {
     fn new() -> Self {
-        let host = Host::new().unwrap();
+        let host = Host::new(vec![PORT]).unwrap();
         let muxer = Muxer::new(CID, &[PORT], host.ends(), false).unwrap();
         Self { muxer, host }
     }
 
+    /// Sends a packet without payload; the port is always open.
     fn send(&mut self, header: Header) {
+        self.host.ends().listen(PORT);
+        self.send_once(header);
+    }
+
+    fn send_once(&mut self, header: Header) {
         self.muxer.receive(&header, Buffers::default());
     }
 
@@ -237,6 +243,25 @@ fn guest_is_refused_on_every_other_port() {
         let reset = guest.expect(Operation::Reset).header;
         assert_eq!((reset.src_port, reset.dst_port), (port, GUEST_PORT));
     }
+    assert!(guest.host.accepted().is_none());
+}
+
+#[test]
+fn port_is_closed_once_it_was_dialled() {
+    let mut guest = Guest::new();
+    let first = Socket::new(PORT, 1);
+    guest.send_once(first.header(Operation::Request));
+    guest.expect(Operation::Response);
+    guest.send_once(Socket::new(PORT, 2).header(Operation::Request));
+    assert_eq!(guest.expect(Operation::Reset).header.dst_port, 2);
+    // Nor is it open again when the first connection is over, fetched or not, or the device was reset.
+    guest.send_once(first.header(Operation::Reset));
+    assert!(guest.host.accepted().is_some());
+    guest.send_once(first.header(Operation::Request));
+    guest.expect(Operation::Reset);
+    guest.muxer = Muxer::new(CID, &[PORT], guest.host.ends(), false).unwrap();
+    guest.send_once(first.header(Operation::Request));
+    guest.expect(Operation::Reset);
     assert!(guest.host.accepted().is_none());
 }
 
