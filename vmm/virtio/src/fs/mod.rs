@@ -76,8 +76,9 @@ const QUEUE_SIZES: &[u16; QUEUES] = &[128, 512];
 const TURN_CHAINS_MAX: usize = 32;
 
 /// Descriptors a guest may make this process hold, inodes and open files together, whatever `RLIMIT_NOFILE` says. Measured, an inode is half a
-/// KiB here and one and a half in the host's kernel, so this is 256 MiB, charged to the sandbox.
-const GUEST_DESCRIPTORS_MAX: u64 = 128 * 1024;
+/// KiB here and one and a half in the host's kernel, so this is 128 MiB, charged to the sandbox. A guest that walks through more files than half of this
+/// gives them back and looks them up again; only one that holds more open at once is refused.
+const GUEST_DESCRIPTORS_MAX: u64 = 64 * 1024;
 /// Descriptors kept back for the VMM itself and for the moment of an operation.
 const OWN_DESCRIPTORS: u64 = 256;
 
@@ -125,6 +126,9 @@ enum Session {
 struct Root {
     path: String,
     proc_self_fd: Arc<OwnedFd>,
+    /// There are no levels of the supervisor's in it.
+    #[cfg(any(test, feature = "testing"))]
+    of_guest: bool,
 }
 
 impl Fs {
@@ -142,11 +146,21 @@ impl Fs {
             root: Root {
                 path: config.root,
                 proc_self_fd: Arc::new(config.proc_self_fd),
+                #[cfg(any(test, feature = "testing"))]
+                of_guest: false,
             },
             paused: None,
             pauses: 0,
             worker: None,
         })
+    }
+
+    /// A device whose whole directory is the guest's: for tests of what happens below the supervisor's levels, which can mount nothing.
+    #[cfg(any(test, feature = "testing"))]
+    #[must_use]
+    pub fn of_guest(mut self) -> Self {
+        self.root.of_guest = true;
+        self
     }
 
     /// The session that `saved` belongs to; a reset ends any.
@@ -198,12 +212,14 @@ impl Device for Fs {
             root: self.root.clone(),
             session,
         };
-        self.worker = Some(Worker::spawn(
-            THREAD,
-            worker,
-            resources.confine,
-            resources.failure,
-        )?);
+        let spawned = Worker::spawn(THREAD, worker, resources.confine, resources.failure);
+        let worker = spawned.map_err(|failed| {
+            if let Session::Served(server) = failed.handler.session {
+                self.paused = Some((server, self.pauses));
+            }
+            failed.error
+        })?;
+        self.worker = Some(worker);
         Ok(())
     }
 
@@ -322,5 +338,12 @@ fn new_server(root: &Root) -> io::Result<Server> {
         kept_inodes: usize::try_from(descriptors / 2).unwrap_or(usize::MAX),
     };
     let proc_self_fd = File::from(root.proc_self_fd.try_clone()?);
-    Ok(Server::new(Share::new(&root.path, proc_self_fd, limits)?))
+    let share = Share::new(&root.path, proc_self_fd, limits)?;
+    #[cfg(any(test, feature = "testing"))]
+    let share = if root.of_guest {
+        share.of_guest()
+    } else {
+        share
+    };
+    Ok(Server::new(share))
 }

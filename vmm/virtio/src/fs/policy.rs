@@ -1,4 +1,4 @@
-//! What the guest may remember of which file, and for how long. Pure.
+//! What the guest may change, and what it may remember of which file and for how long. Pure.
 //!
 //! The share is one tree; the supervisor gives each container a directory in it:
 //!
@@ -9,12 +9,19 @@
 //!   /<container>/<other>/**  Volume     the host or another sandbox may write it at any time: nothing is remembered
 //! ```
 //!
+//! What is on the share's own file system, above and between the mounts of the containers, is the supervisor's: its directories and
+//! the empty files and directories on which it mounts. A guest changes nothing of it ([`Nodes::check_change`]), whatever becomes of the
+//! mounts, for the supervisor resolves paths through it.
+//!
 //! A time of zero makes a virtio-fs client ask again at every use and give the inode back (FORGET) after it. That is also how the table of
 //! inodes is kept small: once a guest holds [`Nodes::kept_max`] of them, every further answer carries zero times, wherever the file is.
 //! Page cache follows attributes (`FUSE_AUTO_INVAL_DATA`): pages are dropped when a fresh size or mtime says that the file is another.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use virtiofsd::filesystem::{OpenOptions, ROOT_ID};
@@ -70,9 +77,19 @@ impl Realm {
     }
 }
 
+/// Whose a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// On the share's own file system, at this path below the share.
+    Supervisor(PathBuf),
+    /// On a mount below it.
+    Guest,
+}
+
 #[derive(Debug)]
 struct Node {
     realm: Realm,
+    owner: Owner,
     /// How often the guest was told of it since it last gave it back.
     lookups: u64,
 }
@@ -82,6 +99,7 @@ struct Node {
 pub(super) struct Nodes {
     held: HashMap<u64, Node>,
     kept_max: usize,
+    root: Owner,
 }
 
 impl Nodes {
@@ -90,7 +108,14 @@ impl Nodes {
         Self {
             held: HashMap::new(),
             kept_max,
+            root: Owner::Supervisor(PathBuf::new()),
         }
+    }
+
+    /// The share has no levels of the supervisor's: for tests of what happens below them, which can mount nothing.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn give_root_to_guest(&mut self) {
+        self.root = Owner::Guest;
     }
 
     /// Forgets everything: the guest has unmounted.
@@ -111,11 +136,47 @@ impl Nodes {
 
     /// The guest is told that `inode` is `name` in `parent`. Returns how long it may believe that: as long as it may believe anything about
     /// `parent`, so that the mount point of a rootfs is asked for anew.
-    pub(super) fn found(&mut self, parent: u64, name: &CStr, inode: u64) -> Duration {
+    pub(super) fn found(&mut self, parent: u64, name: &CStr, inode: u64, owner: Owner) -> Duration {
         let realm = self.realm(parent).of_child(name);
-        let node = self.held.entry(inode).or_insert(Node { realm, lookups: 0 });
+        let node = self.held.entry(inode).or_insert(Node {
+            realm,
+            owner,
+            lookups: 0,
+        });
         node.lookups = node.lookups.saturating_add(1);
         self.timeout(parent)
+    }
+
+    /// Where `name` in `parent` is if nothing is mounted there: None below a mount, where all is the guest's.
+    pub(super) fn supervisors_path(&self, parent: u64, name: &CStr) -> Option<PathBuf> {
+        match self.owner(parent)? {
+            Owner::Supervisor(path) => {
+                Some(path.join(Path::new(OsStr::from_bytes(name.to_bytes()))))
+            }
+            Owner::Guest => None,
+        }
+    }
+
+    /// Passes what is the guest's to change.
+    ///
+    /// # Errors
+    /// `EROFS`, also for an inode that the guest does not hold.
+    pub(super) fn check_change(&self, inode: u64) -> io::Result<()> {
+        match self.owner(inode) {
+            Some(Owner::Guest) => Ok(()),
+            Some(Owner::Supervisor(_)) | None => Err(io::Error::from_raw_os_error(libc::EROFS)),
+        }
+    }
+
+    /// Passes inodes that the guest holds, so that it is known whose what is found in them is.
+    ///
+    /// # Errors
+    /// `EBADF`.
+    pub(super) fn check_held(&self, inode: u64) -> io::Result<()> {
+        match self.owner(inode) {
+            Some(_) => Ok(()),
+            None => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        }
     }
 
     /// The guest gives back `count` of the times it was told of `inode`.
@@ -152,6 +213,13 @@ impl Nodes {
         self.realm(parent) == Realm::Container && self.realm(inode) == Realm::Rootfs
     }
 
+    fn owner(&self, inode: u64) -> Option<&Owner> {
+        if inode == ROOT_ID {
+            return Some(&self.root);
+        }
+        self.held.get(&inode).map(|node| &node.owner)
+    }
+
     fn is_full(&self) -> bool {
         self.held.len() > self.kept_max
     }
@@ -173,13 +241,42 @@ mod tests {
 
     /// A table with `/c`, `/c/rootfs`, `/c/rootfs/bin`, `/c/mounts`, `/c/mounts/data` as inodes 2 to 6.
     fn tree(kept_max: usize) -> Nodes {
+        let supervisors = |path: &str| Owner::Supervisor(PathBuf::from(path));
         let mut nodes = Nodes::new(kept_max);
-        nodes.found(ROOT_ID, c"c", 2);
-        nodes.found(2, c"rootfs", 3);
-        nodes.found(3, c"bin", 4);
-        nodes.found(2, c"mounts", 5);
-        nodes.found(5, c"data", 6);
+        nodes.found(ROOT_ID, c"c", 2, supervisors("c"));
+        nodes.found(2, c"rootfs", 3, Owner::Guest);
+        nodes.found(3, c"bin", 4, Owner::Guest);
+        nodes.found(2, c"mounts", 5, supervisors("c/mounts"));
+        nodes.found(5, c"data", 6, Owner::Guest);
         nodes
+    }
+
+    #[test]
+    fn guest_changes_what_is_mounted_and_nothing_above_it() {
+        let mut nodes = tree(100);
+        nodes.found(5, c"1", 7, Owner::Supervisor(PathBuf::from("c/mounts/1")));
+        let errno = |inode| {
+            nodes
+                .check_change(inode)
+                .err()
+                .and_then(|e| e.raw_os_error())
+        };
+        for inode in [ROOT_ID, 2, 5, 7, 99] {
+            assert_eq!(errno(inode), Some(libc::EROFS), "{inode}");
+        }
+        for inode in [3, 4, 6] {
+            assert_eq!(errno(inode), None, "{inode}");
+        }
+    }
+
+    #[test]
+    fn paths_are_known_of_what_is_the_supervisors() {
+        let nodes = tree(100);
+        let path = |parent, name| nodes.supervisors_path(parent, name);
+        assert_eq!(path(ROOT_ID, c"d"), Some("d".into()));
+        assert_eq!(path(5, c"0"), Some("c/mounts/0".into()));
+        assert_eq!(path(3, c"bin"), None);
+        assert!(nodes.check_held(ROOT_ID).is_ok() && nodes.check_held(99).is_err());
     }
 
     #[test]
@@ -201,7 +298,7 @@ mod tests {
     #[test]
     fn rootfs_deeper_in_a_volume_is_a_volume() {
         let mut nodes = tree(100);
-        assert_eq!(nodes.found(6, c"rootfs", 7), Duration::ZERO);
+        assert_eq!(nodes.found(6, c"rootfs", 7, Owner::Guest), Duration::ZERO);
         assert_eq!(nodes.timeout(7), Duration::ZERO);
     }
 
@@ -217,14 +314,14 @@ mod tests {
     #[test]
     fn mount_point_of_a_rootfs_is_looked_up_anew() {
         let mut nodes = tree(100);
-        assert_eq!(nodes.found(2, c"rootfs", 3), Duration::ZERO);
-        assert_eq!(nodes.found(3, c"bin", 4), ROOTFS_TIMEOUT);
+        assert_eq!(nodes.found(2, c"rootfs", 3, Owner::Guest), Duration::ZERO);
+        assert_eq!(nodes.found(3, c"bin", 4, Owner::Guest), ROOTFS_TIMEOUT);
     }
 
     #[test]
     fn inode_is_held_until_every_lookup_is_given_back() {
         let mut nodes = tree(100);
-        nodes.found(3, c"bin", 4);
+        nodes.found(3, c"bin", 4, Owner::Guest);
         nodes.forgotten(4, 1);
         assert_eq!(nodes.count(), 5);
         nodes.forgotten(4, 1);
@@ -238,7 +335,7 @@ mod tests {
     fn full_table_lets_the_guest_keep_nothing_more() {
         let mut nodes = tree(5);
         assert_eq!(nodes.timeout(4), ROOTFS_TIMEOUT);
-        assert_eq!(nodes.found(3, c"lib", 7), Duration::ZERO);
+        assert_eq!(nodes.found(3, c"lib", 7, Owner::Guest), Duration::ZERO);
         nodes.forgotten(7, 1);
         assert_eq!(nodes.timeout(4), ROOTFS_TIMEOUT);
     }

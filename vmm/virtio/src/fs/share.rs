@@ -2,6 +2,8 @@
 //!
 //! Every operation forwards to `PassthroughFs`. Added here, and only here:
 //! - a name is checked ([`super::names`]) by each operation that takes one;
+//! - the host's file systems are not written out without end;
+//! - nothing above the mounts of the containers is changed: `EROFS` ([`super::policy`]);
 //! - what an operation tells the guest of is entered in the table of inodes, and carries that table's times ([`super::policy`]);
 //! - an offset no file has, which the library would panic at, is refused;
 //! - a guest that cannot tell the mounts below the share apart is refused at INIT: two files with one inode number would be one to it;
@@ -15,8 +17,13 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
 use virtiofsd::filesystem::{
     Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
@@ -28,7 +35,7 @@ use virtiofsd::passthrough::{
 };
 
 use super::names;
-use super::policy::Nodes;
+use super::policy::{Nodes, Owner};
 
 /// What a guest may make the host hold for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +50,43 @@ pub(super) struct Limits {
 pub(super) struct Share {
     files: PassthroughFs,
     nodes: Arc<Mutex<Nodes>>,
+    root: PathBuf,
+    /// Of the session there is.
+    top: Mutex<Option<Top>>,
+    /// When a SYNCFS has ended last.
+    synced: Mutex<Option<Instant>>,
+}
+
+/// Between one SYNCFS and the next. Each writes out what all of a host's file system holds, also for others, so a guest that asks in a loop waits;
+/// its other requests do with it, and an order to stop.
+const SYNCFS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The share's own file system.
+struct Top {
+    /// `O_PATH`.
+    root: OwnedFd,
+    mount: MountId,
+}
+
+impl Top {
+    fn open(root: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = openat(CWD, root, flags, Mode::empty())?;
+        let (mount, _) = placed(&root, Path::new(""))?;
+        Ok(Self { root, mount })
+    }
+
+    /// Whether the file at `path` with this inode number is on another mount. Not one that has become another since.
+    fn is_mounted(&self, path: &Path, number: u64) -> bool {
+        placed(&self.root, path).is_ok_and(|found| found.0 != self.mount && found.1 == number)
+    }
+}
+
+/// Tells a mount from others of this namespace, and a file system from others where the kernel does not number mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MountId {
+    mount: u64,
+    device: (u32, u32),
 }
 
 /// Locks a table of inodes, which has no state between two statements that a panic could tear apart.
@@ -82,7 +126,17 @@ impl Share {
         Ok(Self {
             files,
             nodes: Arc::new(Mutex::new(Nodes::new(limits.kept_inodes))),
+            root: root.into(),
+            top: Mutex::default(),
+            synced: Mutex::default(),
         })
+    }
+
+    /// All of it is the guest's, the root included.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn of_guest(self) -> Self {
+        lock(&self.nodes).give_root_to_guest();
+        self
     }
 
     /// The table of the inodes the guest holds.
@@ -92,7 +146,11 @@ impl Share {
 
     fn admit(&self, parent: u64, name: &CStr, mut entry: Entry) -> Entry {
         let mut nodes = lock(&self.nodes);
-        entry.entry_timeout = nodes.found(parent, name, entry.inode);
+        let owner = match nodes.supervisors_path(parent, name) {
+            Some(path) => self.owner(path, &entry),
+            None => Owner::Guest,
+        };
+        entry.entry_timeout = nodes.found(parent, name, entry.inode, owner);
         entry.attr_timeout = nodes.timeout(entry.inode);
         if nodes.is_rootfs_mount(parent, entry.inode) {
             entry.attr.flags &= !ATTR_SUBMOUNT;
@@ -100,9 +158,54 @@ impl Share {
         entry
     }
 
+    /// Whose the file is that was found at `path`, in a directory of the supervisor's: the guest's if it is on another mount. The library says so
+    /// of directories; of a file it is asked here.
+    fn owner(&self, path: PathBuf, entry: &Entry) -> Owner {
+        let top = self.top.lock().unwrap_or_else(PoisonError::into_inner);
+        let mounted = entry.attr.flags & ATTR_SUBMOUNT != 0
+            || top
+                .as_ref()
+                .is_some_and(|top| top.is_mounted(&path, entry.attr.ino));
+        if mounted {
+            Owner::Guest
+        } else {
+            Owner::Supervisor(path)
+        }
+    }
+
+    /// Passes inodes that the guest may change, or change something in.
+    fn check_change(&self, inode: u64) -> io::Result<()> {
+        lock(&self.nodes).check_change(inode)
+    }
+
+    /// The same for one that is opened with `flags`.
+    fn check_open(&self, inode: u64, flags: u32) -> io::Result<()> {
+        if flags & WRITING == 0 {
+            return Ok(());
+        }
+        self.check_change(inode)
+    }
+
     fn timed(&self, inode: u64, attr: Attr) -> (Attr, Duration) {
         (attr, lock(&self.nodes).timeout(inode))
     }
+}
+
+/// Flags of an open that is more than reading. `O_TMPFILE` makes a file in the directory that is opened.
+const WRITING: u32 =
+    (libc::O_ACCMODE | libc::O_TRUNC | libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY))
+        .cast_unsigned();
+
+/// The mount that `path` below `root` is on, and the inode's number there. A link at its end is not followed; the others are directories of
+/// the supervisor's.
+fn placed(root: &OwnedFd, path: &Path) -> io::Result<(MountId, u64)> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = statx(root, path, flags, StatxFlags::INO | StatxFlags::MNT_ID)?;
+    let mount = MountId {
+        mount: stat.stx_mnt_id,
+        device: (stat.stx_dev_major, stat.stx_dev_minor),
+    };
+    Ok((mount, stat.stx_ino))
 }
 
 /// "No such name", to be remembered: inode 0.
@@ -134,6 +237,8 @@ impl FileSystem for Share {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
         lock(&self.nodes).clear();
+        let top = Top::open(&self.root)?;
+        *self.top.lock().unwrap_or_else(PoisonError::into_inner) = Some(top);
         // A symbolic link never changes: a new target is a new inode.
         Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
     }
@@ -144,6 +249,7 @@ impl FileSystem for Share {
     }
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        lock(&self.nodes).check_held(parent)?;
         match self.files.lookup(ctx, parent, names::check(name)?) {
             Ok(entry) => Ok(self.admit(parent, name, entry)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => lock(&self.nodes)
@@ -186,6 +292,7 @@ impl FileSystem for Share {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
+        self.check_change(inode)?;
         let (attr, _) = self.files.setattr(ctx, inode, attr, handle, valid)?;
         Ok(self.timed(inode, attr))
     }
@@ -202,6 +309,7 @@ impl FileSystem for Share {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_change(parent)?;
         let name = names::check(name)?;
         let entry = self.files.symlink(ctx, target, parent, name, extensions)?;
         Ok(self.admit(parent, name, entry))
@@ -217,6 +325,7 @@ impl FileSystem for Share {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_change(parent)?;
         let name = names::check(name)?;
         let entry = self
             .files
@@ -233,6 +342,7 @@ impl FileSystem for Share {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
+        self.check_change(parent)?;
         let name = names::check(name)?;
         let entry = self
             .files
@@ -241,10 +351,12 @@ impl FileSystem for Share {
     }
 
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.check_change(parent)?;
         self.files.unlink(ctx, parent, names::check(name)?)
     }
 
     fn rmdir(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
+        self.check_change(parent)?;
         self.files.rmdir(ctx, parent, names::check(name)?)
     }
 
@@ -257,12 +369,16 @@ impl FileSystem for Share {
         new_name: &CStr,
         flags: u32,
     ) -> io::Result<()> {
+        self.check_change(old_parent)?;
+        self.check_change(new_parent)?;
         let (old_name, new_name) = (names::check(old_name)?, names::check(new_name)?);
         self.files
             .rename(ctx, old_parent, old_name, new_parent, new_name, flags)
     }
 
     fn link(&self, ctx: Context, inode: u64, parent: u64, name: &CStr) -> io::Result<Entry> {
+        self.check_change(inode)?;
+        self.check_change(parent)?;
         let name = names::check(name)?;
         let entry = self.files.link(ctx, inode, parent, name)?;
         Ok(self.admit(parent, name, entry))
@@ -275,6 +391,7 @@ impl FileSystem for Share {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.check_open(inode, flags)?;
         let (handle, options) = self.files.open(ctx, inode, kill_priv, flags)?;
         Ok((
             handle,
@@ -293,6 +410,7 @@ impl FileSystem for Share {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions)> {
+        self.check_change(parent)?;
         let name = names::check(name)?;
         let (entry, handle, options) = self
             .files
@@ -331,6 +449,7 @@ impl FileSystem for Share {
         kill_priv: bool,
         flags: u32,
     ) -> io::Result<usize> {
+        self.check_change(inode)?;
         check_offset(offset)?;
         self.files.write(
             ctx,
@@ -363,6 +482,7 @@ impl FileSystem for Share {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
+        self.check_change(inode)?;
         self.files
             .fallocate(ctx, inode, handle, mode, offset, length)
     }
@@ -394,6 +514,7 @@ impl FileSystem for Share {
         flags: u32,
         extra_flags: SetxattrFlags,
     ) -> io::Result<()> {
+        self.check_change(inode)?;
         self.files
             .setxattr(ctx, inode, name, value, flags, extra_flags)
     }
@@ -413,6 +534,7 @@ impl FileSystem for Share {
     }
 
     fn removexattr(&self, ctx: Context, inode: u64, name: &CStr) -> io::Result<()> {
+        self.check_change(inode)?;
         self.files.removexattr(ctx, inode, name)
     }
 
@@ -422,6 +544,7 @@ impl FileSystem for Share {
         inode: u64,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
+        self.check_open(inode, flags)?;
         let (handle, options) = self.files.opendir(ctx, inode, flags)?;
         Ok((
             handle,
@@ -475,12 +598,23 @@ impl FileSystem for Share {
         len: u64,
         flags: u64,
     ) -> io::Result<usize> {
+        self.check_change(inode_out)?;
         self.files.copyfilerange(
             ctx, inode_in, handle_in, offset_in, inode_out, handle_out, offset_out, len, flags,
         )
     }
 
     fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
-        self.files.syncfs(ctx, inode)
+        if self.check_change(inode).is_err() {
+            // Nothing of the guest's is there to be written out.
+            return Ok(());
+        }
+        let mut last = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = *last {
+            thread::sleep(SYNCFS_INTERVAL.saturating_sub(last.elapsed()));
+        }
+        let synced = self.files.syncfs(ctx, inode);
+        *last = Some(Instant::now());
+        synced
     }
 }

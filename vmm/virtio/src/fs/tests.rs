@@ -8,5 +8,7 @@ mod device;
 mod files;
 /// Messages that make no sense, and a guest that wants more than its share.
 mod hostile;
+/// Changes above the files of containers.
+mod levels;
 /// Names that lead out of the share.
 mod names;

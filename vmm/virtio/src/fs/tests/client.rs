@@ -123,12 +123,29 @@ impl Client {
     }
 
     pub(super) fn new(limits: Limits) -> Self {
+        Self::serving(limits, Share::of_guest)
+    }
+
+    /// A client in the middle of a session on a share as a supervisor makes it, with one container that is not mounted yet: its `rootfs`
+    /// and `mounts/0`, and a file `mounts/1`.
+    pub(super) fn above_mounts() -> Self {
+        let mut client = Self::serving(PLENTY, |share| share);
+        for directory in ["c", "c/rootfs", "c/mounts", "c/mounts/0"] {
+            std::fs::create_dir(client.path(directory)).unwrap();
+        }
+        std::fs::write(client.path("c/mounts/1"), "empty").unwrap();
+        client.init(linux_options()).unwrap();
+        client
+    }
+
+    fn serving(limits: Limits, owner: fn(Share) -> Share) -> Self {
         thread::own_directory_and_umask().unwrap();
         let directory = TempDir::new().unwrap();
         std::fs::create_dir(directory.path().join("share")).unwrap();
         std::fs::write(directory.path().join("victim"), "precious").unwrap();
         let root = directory.path().join("share");
         let share = Share::new(root.to_str().unwrap(), File::from(proc_self_fd()), limits).unwrap();
+        let share = owner(share);
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let memory = Arc::new(memory);
         let state = QueueState {

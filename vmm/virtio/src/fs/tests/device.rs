@@ -25,6 +25,7 @@ fn device(directory: &TempDir) -> Fs {
         proc_self_fd: proc_self_fd(),
     })
     .unwrap()
+    .of_guest()
 }
 
 /// A device with a file `a` in its root, brought up.

@@ -269,3 +269,16 @@ fn truncated_extension_of_a_create_is_refused() {
     assert!(!client.path("made").exists());
     assert_eq!(size_of::<InHeader>(), 40);
 }
+
+#[test]
+fn file_systems_of_the_host_are_not_written_out_in_a_loop() {
+    let mut client = Client::mounted();
+    let (file, _) = client.create(ROOT, b"file", libc::O_RDWR).unwrap();
+    let start = std::time::Instant::now();
+    for _ in 0..3 {
+        client.ask(Opcode::Syncfs, file.nodeid, &[0; 8]).unwrap();
+    }
+    assert!(start.elapsed() >= std::time::Duration::from_millis(500));
+    let mut client = Client::above_mounts();
+    client.ask(Opcode::Syncfs, ROOT, &[0; 8]).unwrap();
+}
