@@ -8,7 +8,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::ptr;
 use std::sync::Arc;
 
@@ -57,9 +57,29 @@ pub enum MemoryError {
     Read(#[source] io::Error),
 }
 
+/// Guest memory that stays mapped until the process ends, also when this is dropped: what KVM and the kernel are told of by address.
+#[derive(Clone, Debug)]
+pub struct Leaked(Arc<GuestMemory>);
+
+impl Leaked {
+    /// The memory, for those who take it as any other.
+    #[must_use]
+    pub fn shared(&self) -> Arc<GuestMemory> {
+        Arc::clone(&self.0)
+    }
+}
+
+impl Deref for Leaked {
+    type Target = GuestMemory;
+
+    fn deref(&self) -> &GuestMemory {
+        &self.0
+    }
+}
+
 /// Makes memory at the given ranges of guest addresses `(start, length)`, and one mapping without access for the addresses of `region`, if
 /// there are any.
-pub fn allocate(ranges: &[(u64, u64)], region: &Range<u64>) -> Result<GuestMemory, MemoryError> {
+pub fn allocate(ranges: &[(u64, u64)], region: &Range<u64>) -> Result<Leaked, MemoryError> {
     let usable = ProtFlags::READ | ProtFlags::WRITE;
     let mut ranges: Vec<_> = ranges
         .iter()
@@ -76,7 +96,8 @@ pub fn allocate(ranges: &[(u64, u64)], region: &Range<u64>) -> Result<GuestMemor
         )?;
         regions.push(region);
     }
-    GuestMemory::from_regions(regions).map_err(MemoryError::Layout)
+    let memory = GuestMemory::from_regions(regions).map_err(MemoryError::Layout)?;
+    Ok(Leaked(Arc::new(memory)))
 }
 
 /// The mappings of `memory`: guest address, host address, length.
@@ -120,7 +141,7 @@ pub fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<(), Mem
 /// The mapping of the region in which blocks are plugged and unplugged.
 #[derive(Debug)]
 pub struct Plugged {
-    memory: Arc<GuestMemory>,
+    memory: Leaked,
     /// Guest addresses.
     region: Range<u64>,
 }
@@ -128,7 +149,7 @@ pub struct Plugged {
 impl Plugged {
     /// For the region that `memory` was made with ([`allocate`]).
     #[must_use]
-    pub fn new(memory: Arc<GuestMemory>, region: Range<u64>) -> Self {
+    pub fn new(memory: Leaked, region: Range<u64>) -> Self {
         Self { memory, region }
     }
 
@@ -189,6 +210,8 @@ fn map_aligned(bytes: u64, protection: ProtFlags) -> Result<MmapRegion<()>, Memo
     }
     // SAFETY: so are those above the `size` bytes from `base` on; there is at least a page of them, as `head < align`.
     unsafe { munmap(base.wrapping_add(size).cast(), align - head) }.map_err(error)?;
+    // SAFETY: advice on pages nobody has used yet changes no contents; this one keeps them out of core dumps.
+    unsafe { madvise(base.cast(), size, Advice::LinuxDontDump) }.map_err(error)?;
     // SAFETY: advice on pages nobody has used yet changes no contents. A host without huge pages refuses it, and small ones do.
     let _huge = unsafe { madvise(base.cast(), size, Advice::LinuxHugepage) };
     let (protection, flags) = (protection.bits().cast_signed(), flags.bits().cast_signed());
@@ -244,10 +267,39 @@ mod tests {
     }
 
     #[test]
+    fn no_core_dump_has_guest_memory_in_it() {
+        let region = 4 << 30..(4 << 30) + (8 << 20);
+        let memory = allocate(&[(0, 2 << 20)], &region).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        // The kernel may have joined neighbours that are alike.
+        let flags_at = |wanted: u64| {
+            let mut inside = false;
+            maps.lines().find_map(|line| {
+                let range = line.split(' ').next()?.split_once('-');
+                let number = |text| u64::from_str_radix(text, 16).ok();
+                if let Some((start, end)) = range.and_then(|(a, b)| number(a).zip(number(b))) {
+                    inside = (start..end).contains(&wanted);
+                }
+                line.strip_prefix("VmFlags:").filter(|_| inside)
+            })
+        };
+        for (_, host, length) in mappings(&memory) {
+            for address in [host, host + length - 1] {
+                assert!(
+                    flags_at(address)
+                        .unwrap()
+                        .split(' ')
+                        .any(|flag| flag == "dd")
+                );
+            }
+        }
+    }
+
+    #[test]
     fn plugged_memory_is_empty_each_time() {
         let region = 4 << 30..(4 << 30) + (8 << 20);
-        let memory = Arc::new(allocate(&[(0, 2 << 20)], &region).unwrap());
-        let mut plugged = Plugged::new(Arc::clone(&memory), region.clone());
+        let memory = allocate(&[(0, 2 << 20)], &region).unwrap();
+        let mut plugged = Plugged::new(memory.clone(), region.clone());
         let place = GuestAddress(region.start + (4 << 20));
         for _ in 0..2 {
             plugged.plug(4 << 20..6 << 20).unwrap();
@@ -261,8 +313,8 @@ mod tests {
     #[test]
     fn memory_that_is_not_plugged_takes_nothing() {
         let region = 4 << 30..(4 << 30) + (4 << 20);
-        let memory = Arc::new(allocate(&[(0, 2 << 20)], &region).unwrap());
-        let mut plugged = Plugged::new(Arc::clone(&memory), region.clone());
+        let memory = allocate(&[(0, 2 << 20)], &region).unwrap();
+        let mut plugged = Plugged::new(memory.clone(), region.clone());
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 4096]).unwrap();
         // By a system call, which tells of it by an error and not by a signal.

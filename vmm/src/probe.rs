@@ -20,11 +20,10 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryError};
 use vmm_api::Probe;
-use vmm_virtio::GuestMemory;
 
 use crate::causes;
 use crate::kvm::{Kvm, KvmError, call};
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, Leaked, MemoryError};
 use crate::vcpu::x86_64::enter_long_mode;
 
 const GUEST_MEMORY_BYTES: u64 = 64 << 10;
@@ -125,7 +124,7 @@ fn run(vcpu: &mut VcpuFd, rounds: u64) -> Result<Duration, ProbeError> {
 }
 
 /// The page tables and the loop.
-fn guest_memory() -> Result<GuestMemory, ProbeError> {
+fn guest_memory() -> Result<Leaked, ProbeError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     let memory = memory::allocate(&[(0, GUEST_MEMORY_BYTES)], &(0..0))?;
