@@ -64,6 +64,12 @@ pub enum ArgsError {
         /// Its value.
         value: OsString,
     },
+    /// One descriptor for two things.
+    #[error("{CONTROL_FD} and {CONSOLE_FD} are both {number}")]
+    SameDescriptor {
+        /// Its number.
+        number: i32,
+    },
     /// An option without which there is no machine.
     #[error("{option} is missing")]
     Missing {
@@ -96,9 +102,14 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation
             _ => return Err(ArgsError::Unknown { argument }),
         }
     }
+    let control_fd = control_fd.ok_or(ArgsError::Missing { option: CONTROL_FD })?;
+    let console_fd = console_fd.ok_or(ArgsError::Missing { option: CONSOLE_FD })?;
+    if control_fd == console_fd {
+        return Err(ArgsError::SameDescriptor { number: control_fd });
+    }
     Ok(Invocation::Run(Run {
-        control_fd: control_fd.ok_or(ArgsError::Missing { option: CONTROL_FD })?,
-        console_fd: console_fd.ok_or(ArgsError::Missing { option: CONSOLE_FD })?,
+        control_fd,
+        console_fd,
         config,
     }))
 }
@@ -145,6 +156,10 @@ mod tests {
             (
                 "--control-fd x",
                 "--control-fd \"x\" is not the number of a passed descriptor",
+            ),
+            (
+                "--control-fd 3 --console-fd 3",
+                "--control-fd and --console-fd are both 3",
             ),
             ("--verbose", "unknown argument \"--verbose\""),
         ] {

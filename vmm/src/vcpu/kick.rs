@@ -5,9 +5,10 @@
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
+use std::marker::PhantomData;
 use std::ptr;
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -27,20 +28,38 @@ pub fn signal() -> c_int {
     SIGRTMIN()
 }
 
-/// While it lives, a kick to this thread makes its vCPU leave the guest.
+/// A vCPU that a kick to the thread that has it makes leave the guest.
 #[derive(Debug)]
-pub struct Kickable(());
+pub struct Kickable {
+    vcpu: VcpuFd,
+    /// It stays on its thread.
+    _thread: PhantomData<*const ()>,
+}
 
 impl Kickable {
-    /// Makes the calling thread, which alone runs `vcpu`, kickable. Must be dropped before `vcpu`.
-    pub fn new(vcpu: &mut VcpuFd) -> Self {
+    /// Makes the calling thread, which alone runs `vcpu`, kickable.
+    pub fn new(mut vcpu: VcpuFd) -> Self {
         let flag = ptr::addr_of_mut!(vcpu.get_kvm_run().immediate_exit);
         IMMEDIATE_EXIT.set(flag);
-        Self(())
+        Self {
+            vcpu,
+            _thread: PhantomData,
+        }
+    }
+
+    /// `KVM_RUN`.
+    pub fn run(&mut self) -> Result<VcpuExit<'_>, errno::Error> {
+        self.vcpu.run()
+    }
+
+    /// Forgets kicks; after `run` was interrupted by one.
+    pub fn clear(&mut self) {
+        self.vcpu.set_kvm_immediate_exit(0);
     }
 }
 
 impl Drop for Kickable {
+    /// Before the vCPU goes, and the mapping in which the flag lies.
     fn drop(&mut self) {
         IMMEDIATE_EXIT.set(ptr::null_mut());
     }
@@ -49,8 +68,8 @@ impl Drop for Kickable {
 extern "C" fn on_kick(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: the flag lies in the mapping of the vCPU this thread runs, which outlives `Kickable`; the kernel and this thread alone
-        // access it, and one byte cannot tear.
+        // SAFETY: the flag lies in the mapping of the vCPU that this thread's `Kickable` owns, which nulls the pointer before that goes; the
+        // kernel and this thread alone access it, and one byte cannot tear.
         unsafe { flag.write_volatile(1) };
     }
 }
