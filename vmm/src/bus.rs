@@ -87,6 +87,12 @@ impl Bus {
         None
     }
 
+    /// Writes out what the UART has of a line.
+    pub fn flush_log(&self) {
+        // As in `write_port`.
+        let _logged = self.serial().output.flush();
+    }
+
     fn transport(&self, address: u64) -> Option<(&SharedTransport, u64)> {
         let (slot, offset) = Slot::at(address)?;
         Some((self.slots.get(slot as usize)?.as_ref()?, offset))

@@ -1,10 +1,13 @@
 //! The control socket, and the one thread that owns the [`Machine`].
 //!
-//! It waits for a command, for the end of the machine, and for streams the guest opens. Every command is answered at once; nothing here waits
-//! for the guest. The socket's end of file ends the machine: a supervisor that dies takes its VM with it.
+//! It waits for a command, for the end of the machine, for streams the guest opens, and for a pause to come to its end. Every other command is
+//! answered at once. Nothing here waits for the guest, for a device, for a file system of the host, or for a supervisor that does not read:
+//! so the order to stop, and the machine's end, are always heard. The socket's end of file ends the machine: a supervisor that dies takes its
+//! VM with it.
 
+use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -13,11 +16,15 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, StopReason};
-
+use vmm_api::{
+    Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, Stats, StopReason,
+};
 use vmm_virtio::mem;
+use vmm_virtio::vsock::ConnectError;
 
 use crate::causes;
+use crate::devices::ResizeError;
+use crate::ending::Ending;
 use crate::machine::Machine;
 use crate::vcpu::VcpuError;
 
@@ -46,67 +53,148 @@ pub enum ControlError {
     #[error("write a message")]
     Message(#[source] serde_json::Error),
     /// A packet was cut off.
-    #[error("a command is longer than {PACKET_MAX_BYTES} bytes")]
+    #[error("a command is longer than {PACKET_MAX_BYTES} bytes, or has more than one descriptor")]
     TooLong,
     /// A vCPU failed.
     #[error(transparent)]
     Vcpu(VcpuError),
 }
 
-/// Runs the machine until it ends; returns how it ended.
-pub fn serve(socket: OwnedFd, mut machine: Machine) -> Result<StopReason, ControlError> {
+/// Streams of the guest's that are handed over before commands and the machine's end are looked at again.
+const ACCEPTED_TURN_MAX: usize = 8;
+
+/// What control needs of the machine that it owns. None of it waits for the guest, or for a device.
+trait Owned {
+    fn is_running(&self) -> bool;
+    fn resume(&mut self);
+    fn begin_pause(&mut self);
+    fn progress(&self) -> &vmm_virtio::Event;
+    fn advance(&mut self) -> Result<bool, io::Error>;
+    fn stats(&self) -> Stats;
+    fn resize(&mut self, memory_mib: u32) -> Result<(), ResizeError>;
+    fn memory_mib(&self) -> u32;
+    fn resized(&self) -> Option<&vmm_virtio::Event>;
+    fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError>;
+    fn arrived(&self) -> &vmm_virtio::Event;
+    fn accepted(&self) -> Option<(u32, OwnedFd)>;
+    fn ending(&self) -> &Ending;
+}
+
+/// Runs the machine until it ends; returns how it ended. Its threads go on until the process exits, which is next: one of them may be
+/// in a call that a file system of the host does not return from, and none holds what would be lost.
+pub fn serve(socket: OwnedFd, machine: Machine) -> Result<StopReason, ControlError> {
     machine
         .confine()
         .enter(THREAD)
         .map_err(ControlError::Confine)?;
     machine.timeline().mark("kernel");
-    machine.resume();
-    let mut control = Control { socket, machine };
-    let reason = control.run()?;
-    // The supervisor may be gone already; the exit status tells the same.
-    let _told = control.send(&Message::Event(Event::Stopped { reason }), None);
+    let mut control = Control::new(socket, ManuallyDrop::new(machine));
+    control.machine.resume();
+    let ended = control.run();
+    control.machine.flush_log();
+    let reason = ended?;
+    // The supervisor may be gone already, or not listen; the exit status tells the same.
+    let _told = control.say(&Message::Event(Event::Stopped { reason }), None);
     Ok(reason)
 }
 
-struct Control {
+struct Control<M> {
     socket: OwnedFd,
-    machine: Machine,
+    machine: M,
+    /// What the supervisor does not take now. While there is something nothing is done that would add to it, so it holds what one turn says.
+    outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
+    /// The request to pause that has no reply yet.
+    pausing: Option<u64>,
 }
 
 /// A command and the descriptor that came with it.
 type Packet = (Request, Option<OwnedFd>);
 
-impl Control {
+/// What is to be done in a turn.
+#[derive(Clone, Copy, Debug, Default)]
+struct Ready {
+    ended: bool,
+    advanced: bool,
+    hung_up: bool,
+    writable: bool,
+    command: bool,
+    accepted: bool,
+    resized: bool,
+}
+
+impl<M: Owned> Control<M> {
+    fn new(socket: OwnedFd, machine: M) -> Self {
+        Self {
+            socket,
+            machine,
+            outbox: VecDeque::new(),
+            pausing: None,
+        }
+    }
+
     fn run(&mut self) -> Result<StopReason, ControlError> {
         loop {
-            let mut files = vec![
-                PollFd::new(&self.socket, PollFlags::IN),
-                PollFd::new(self.machine.ending().event(), PollFlags::IN),
-                PollFd::new(self.machine.vsock().event(), PollFlags::IN),
-            ];
-            let resized = self.machine.mem().map(mem::Host::event);
-            files.extend(resized.map(|event| PollFd::new(event, PollFlags::IN)));
-            match poll(&mut files, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(ControlError::Wait(error.into())),
-            }
-            let mut ready = files.iter().map(|file| !file.revents().is_empty());
-            let [command, ended, accepted, resized] =
-                [(); 4].map(|()| ready.next().unwrap_or(false));
-            if ended && let Some(how) = self.machine.ending().take() {
+            let ready = self.wait()?;
+            if ready.ended
+                && let Some(how) = self.machine.ending().take()
+            {
                 return how.map_err(ControlError::Vcpu);
             }
-            if accepted {
-                self.hand_over_accepted()?;
+            if ready.writable {
+                self.flush()?;
             }
-            if resized {
-                self.tell_resized()?;
-            }
-            if command && self.command()? {
+            if ready.hung_up && !self.outbox.is_empty() {
                 return Ok(StopReason::Stopped);
             }
+            if ready.advanced {
+                self.advance()?;
+            }
+            // Before what the guest can have any number of.
+            if ready.command && self.command()? {
+                return Ok(StopReason::Stopped);
+            }
+            if ready.accepted {
+                self.hand_over_accepted()?;
+            }
+            if ready.resized {
+                self.tell_resized()?;
+            }
         }
+    }
+
+    /// Waits until something is to be done.
+    fn wait(&self) -> Result<Ready, ControlError> {
+        let free = self.outbox.is_empty();
+        let socket = if free { PollFlags::IN } else { PollFlags::OUT };
+        let mut files = vec![
+            PollFd::new(&self.socket, socket),
+            PollFd::new(self.machine.ending().event(), PollFlags::IN),
+            PollFd::new(self.machine.progress(), PollFlags::IN),
+        ];
+        if free {
+            files.push(PollFd::new(self.machine.arrived(), PollFlags::IN));
+            let resized = self.machine.resized();
+            files.extend(resized.map(|event| PollFd::new(event, PollFlags::IN)));
+        }
+        loop {
+            match poll(&mut files, None) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(ControlError::Wait(error.into())),
+            }
+        }
+        let mut seen = files.iter().map(PollFd::revents);
+        let [socket, ended, advanced, accepted, resized] =
+            [(); 5].map(|()| seen.next().unwrap_or(PollFlags::empty()));
+        Ok(Ready {
+            ended: !ended.is_empty(),
+            advanced: !advanced.is_empty(),
+            hung_up: socket.intersects(PollFlags::HUP | PollFlags::ERR),
+            writable: socket.contains(PollFlags::OUT),
+            command: free && !socket.is_empty(),
+            accepted: !accepted.is_empty(),
+            resized: !resized.is_empty(),
+        })
     }
 
     /// Takes one command. True when it ends the machine.
@@ -114,30 +202,34 @@ impl Control {
         let Some((request, file)) = receive(self.socket.as_fd())? else {
             return Ok(true);
         };
-        let result = self.execute(&request.command, file);
-        self.send(
-            &Message::Reply {
-                id: request.id,
-                result,
-            },
-            None,
-        )?;
-        Ok(matches!(request.command, Command::Stop))
+        let Request { id, command } = request;
+        let result = match command {
+            Command::Pause if self.machine.is_running() && self.pausing.is_none() => {
+                self.pausing = Some(id);
+                self.machine.begin_pause();
+                return self.advance().map(|()| false);
+            }
+            _ => self.execute(&command, file),
+        };
+        self.say(&Message::Reply { id, result }, None)?;
+        Ok(matches!(command, Command::Stop))
     }
 
     fn execute(&mut self, command: &Command, file: Option<OwnedFd>) -> Result<Reply, ReplyError> {
-        let running = self.machine.is_running();
         match command {
             Command::Connect { port } => {
                 let stream = file.ok_or_else(|| refuse("no stream came with the command"))?;
                 self.machine
-                    .vsock()
                     .connect(*port, stream)
                     .map_err(|error| refuse(&error.to_string()))?;
             }
-            Command::Pause if !running => return Err(refuse("the machine is paused already")),
-            Command::Pause => self.machine.pause(),
-            Command::Resume if running => return Err(refuse("the machine is running already")),
+            Command::Pause | Command::Resume if self.pausing.is_some() => {
+                return Err(refuse("the machine is about to pause"));
+            }
+            Command::Pause => return Err(refuse("the machine is paused already")),
+            Command::Resume if self.machine.is_running() => {
+                return Err(refuse("the machine is running already"));
+            }
             Command::Resume => self.machine.resume(),
             Command::Resize { memory_mib } => self
                 .machine
@@ -149,41 +241,129 @@ impl Control {
         Ok(Reply::Done)
     }
 
+    /// Goes on with a pause; tells of it once the machine stands still.
+    fn advance(&mut self) -> Result<(), ControlError> {
+        if self.machine.advance().map_err(ControlError::Wait)?
+            && let Some(id) = self.pausing.take()
+        {
+            let result = Ok(Reply::Done);
+            self.say(&Message::Reply { id, result }, None)?;
+        }
+        Ok(())
+    }
+
     /// Gives the supervisor the streams of connections the guest has made.
-    fn hand_over_accepted(&self) -> Result<(), ControlError> {
-        while let Some((port, stream)) = self.machine.vsock().accepted() {
+    fn hand_over_accepted(&mut self) -> Result<(), ControlError> {
+        for _ in 0..ACCEPTED_TURN_MAX {
+            let Some((port, stream)) = self.machine.accepted() else {
+                break;
+            };
             let event = Message::Event(Event::Accepted { port });
-            self.send(&event, Some(stream.as_fd()))?;
+            self.say(&event, Some(stream))?;
         }
         Ok(())
     }
 
     /// Tells the supervisor that the guest has the memory that it was to have.
-    fn tell_resized(&self) -> Result<(), ControlError> {
-        let Some(mem) = self.machine.mem() else {
-            return Ok(());
-        };
-        if mem.event().clear().map_err(ControlError::Wait)? {
+    fn tell_resized(&mut self) -> Result<(), ControlError> {
+        let cleared = self.machine.resized().map(vmm_virtio::Event::clear);
+        if cleared.transpose().map_err(ControlError::Wait)? == Some(true) {
             let memory_mib = self.machine.memory_mib();
-            self.send(&Message::Event(Event::Resized { memory_mib }), None)?;
+            self.say(&Message::Event(Event::Resized { memory_mib }), None)?;
         }
         Ok(())
     }
 
-    fn send(&self, message: &Message, file: Option<BorrowedFd<'_>>) -> Result<(), ControlError> {
+    /// Sends a message, now or as soon as the supervisor takes it.
+    fn say(&mut self, message: &Message, file: Option<OwnedFd>) -> Result<(), ControlError> {
         let text = serde_json::to_vec(message).map_err(ControlError::Message)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let files: Vec<BorrowedFd<'_>> = file.into_iter().collect();
-        if !files.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        self.outbox.push_back((text, file));
+        self.flush()
+    }
+
+    /// Sends what the supervisor takes now.
+    fn flush(&mut self) -> Result<(), ControlError> {
+        while let Some((text, file)) = self.outbox.front() {
+            if !send(self.socket.as_fd(), text, file.as_ref())? {
+                break;
+            }
+            self.outbox.pop_front();
         }
-        let slices = [io::IoSlice::new(&text)];
-        match sendmsg(&self.socket, &slices, &mut ancillary, SendFlags::NOSIGNAL) {
+        Ok(())
+    }
+}
+
+/// Sends one packet; false if the supervisor has no room for it now.
+fn send(socket: BorrowedFd<'_>, text: &[u8], file: Option<&OwnedFd>) -> Result<bool, ControlError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let files = file.map(|file| [file.as_fd()]);
+    if let Some(files) = &files {
+        ancillary.push(SendAncillaryMessage::ScmRights(files));
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    loop {
+        match sendmsg(socket, &[io::IoSlice::new(text)], &mut ancillary, flags) {
             // A supervisor that is gone: the end of file tells, next.
-            Ok(_) | Err(Errno::PIPE) => Ok(()),
-            Err(error) => Err(ControlError::Send(error.into())),
+            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => return Ok(true),
+            Err(Errno::AGAIN) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(ControlError::Send(error.into())),
         }
+    }
+}
+
+impl Owned for ManuallyDrop<Machine> {
+    fn is_running(&self) -> bool {
+        Machine::is_running(self)
+    }
+
+    fn resume(&mut self) {
+        Machine::resume(self);
+    }
+
+    fn begin_pause(&mut self) {
+        Machine::begin_pause(self);
+    }
+
+    fn progress(&self) -> &vmm_virtio::Event {
+        Machine::progress(self)
+    }
+
+    fn advance(&mut self) -> Result<bool, io::Error> {
+        Machine::advance(self)
+    }
+
+    fn stats(&self) -> Stats {
+        Machine::stats(self)
+    }
+
+    fn resize(&mut self, memory_mib: u32) -> Result<(), ResizeError> {
+        Machine::resize(self, memory_mib)
+    }
+
+    fn memory_mib(&self) -> u32 {
+        Machine::memory_mib(self)
+    }
+
+    fn resized(&self) -> Option<&vmm_virtio::Event> {
+        self.mem().map(mem::Host::event)
+    }
+
+    fn connect(&self, port: u32, stream: OwnedFd) -> Result<(), ConnectError> {
+        self.vsock().connect(port, stream)
+    }
+
+    fn arrived(&self) -> &vmm_virtio::Event {
+        self.vsock().event()
+    }
+
+    fn accepted(&self) -> Option<(u32, OwnedFd)> {
+        self.vsock().accepted()
+    }
+
+    fn ending(&self) -> &Ending {
+        Machine::ending(self)
     }
 }
 
@@ -207,7 +387,10 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<Packet>, ControlError> {
             Err(error) => return Err(ControlError::Receive(error.into())),
         }
     };
-    if received.flags.contains(ReturnFlags::TRUNC) {
+    if received
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
         return Err(ControlError::TooLong);
     }
     let file = ancillary.drain().find_map(|message| match message {
@@ -221,3 +404,6 @@ fn receive(socket: BorrowedFd<'_>) -> Result<Option<Packet>, ControlError> {
     let request = serde_json::from_slice(text).map_err(ControlError::Request)?;
     Ok(Some((request, file)))
 }
+
+#[cfg(test)]
+mod tests;

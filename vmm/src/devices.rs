@@ -15,7 +15,7 @@ use crate::config::Plan;
 use crate::kvm::{KvmError, Vm};
 use crate::layout::{SLOTS, Slot};
 use crate::log::Log;
-use crate::memory::Plugged;
+use crate::memory::{Leaked, Plugged};
 use crate::starter::Starter;
 
 /// Why devices could not be made.
@@ -64,7 +64,7 @@ pub struct Devices {
     slots: [Option<SharedTransport>; SLOTS],
     starter: Starter,
     vsock: vsock::Host,
-    mem: Option<mem::Host>,
+    mem: Option<(mem::Host, Arc<Irq>)>,
 }
 
 /// What a device is made with.
@@ -73,7 +73,7 @@ pub struct Parts<'a> {
     /// The machine they are connected to.
     pub vm: &'a Vm,
     /// Its memory.
-    pub memory: Arc<GuestMemory>,
+    pub memory: Leaked,
     /// Where the guest's log goes.
     pub log: Log,
     /// `/proc/self/fd`.
@@ -95,9 +95,11 @@ impl Devices {
         let starter = Starter::spawn(confine.clone()).map_err(DevicesError::Starter)?;
         let mut slots = [const { None }; SLOTS];
         let mut place = |slot: Slot, device: Box<dyn Device>| {
-            let transport = connect(vm, slot, device, Arc::clone(&memory), confine.clone())?;
+            let irq = Arc::new(Irq::new(Event::new().map_err(DevicesError::Event)?));
+            let whole = (device, Arc::clone(&irq));
+            let transport = connect(vm, slot, whole, memory.shared(), confine.clone())?;
             slots[slot as usize] = Some(Arc::new(Mutex::new(transport)));
-            Ok(())
+            Ok(irq)
         };
         let (device, vsock) = Vsock::new(plan.vsock.cid, plan.vsock.host_ports.clone())
             .map_err(DevicesError::Event)?;
@@ -117,11 +119,10 @@ impl Devices {
         place(Slot::Rng, Box::<Rng>::default())?;
         let mut mem = None;
         if !plan.region.is_empty() {
-            let backing = Plugged::new(Arc::clone(&memory), plan.region.clone());
+            let backing = Plugged::new(memory.clone(), plan.region.clone());
             let (device, host) =
                 Mem::new(plan.region.clone(), Box::new(backing)).map_err(DevicesError::Event)?;
-            place(Slot::Mem, Box::new(device))?;
-            mem = Some(host);
+            mem = Some((host, place(Slot::Mem, Box::new(device))?));
         }
         Ok(Self {
             slots,
@@ -152,36 +153,34 @@ impl Devices {
     /// The host end of the memory device.
     #[must_use]
     pub fn mem(&self) -> Option<&mem::Host> {
-        self.mem.as_ref()
+        self.mem.as_ref().map(|(host, _)| host)
     }
 
     /// Asks the guest to have so many bytes plugged, of the region's first `usable` ones.
     pub fn resize(&self, bytes: u64, usable: u64) -> Result<(), ResizeError> {
-        let transport = self.slots[Slot::Mem as usize].as_ref();
-        let (Some(mem), Some(transport)) = (&self.mem, transport) else {
-            return Err(ResizeError::Fixed);
-        };
+        let (mem, irq) = self.mem.as_ref().ok_or(ResizeError::Fixed)?;
         mem.request(bytes, usable).map_err(ResizeError::Request)?;
-        lock(transport)
-            .irq()
-            .configuration()
-            .map_err(ResizeError::Tell)
+        // Not by way of the transport, which may be locked for as long as the guest likes.
+        irq.configuration().map_err(ResizeError::Tell)
     }
 
-    /// Stops them all and keeps their state. No vCPU may run.
-    pub fn pause(&self) {
-        self.each(Transport::pause);
+    /// Begins to stop them all; `done` is told once they are, and their state is kept. No vCPU may run. A device whose thread is in a call of the
+    /// host's is stopped when that returns.
+    pub fn begin_pause(&self, done: impl FnOnce() + Send + 'static) {
+        let transports: Vec<_> = self.slots.iter().flatten().cloned().collect();
+        self.starter.post(move || {
+            for transport in transports {
+                lock(&transport).pause();
+            }
+            done();
+        });
     }
 
     /// Starts those again that were live when they were paused.
     pub fn resume(&self) {
-        self.each(Transport::resume);
-    }
-
-    fn each(&self, act: fn(&mut Transport)) {
         for transport in self.slots.iter().flatten() {
             let transport = Arc::clone(transport);
-            self.starter.run(move || act(&mut lock(&transport)));
+            self.starter.run(move || lock(&transport).resume());
         }
     }
 }
@@ -195,11 +194,10 @@ pub fn lock(transport: &Mutex<Transport>) -> MutexGuard<'_, Transport> {
 fn connect(
     vm: &Vm,
     slot: Slot,
-    device: Box<dyn Device>,
+    (device, irq): (Box<dyn Device>, Arc<Irq>),
     memory: Arc<GuestMemory>,
     confine: Confine,
 ) -> Result<Transport, DevicesError> {
-    let irq = Arc::new(Irq::new(Event::new().map_err(DevicesError::Event)?));
     vm.connect_interrupt(slot, irq.line())
         .map_err(DevicesError::Kvm)?;
     let transport = Transport::new(device, memory, irq, confine).map_err(DevicesError::Event)?;

@@ -6,16 +6,17 @@ use std::ops::Range;
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_BUS_LOCK_DETECTION_EXIT, KVM_CAP_PMU_CAPABILITY,
+    KVM_CAP_X86_BUS_LOCK_EXIT, KVM_MAX_CPUID_ENTRIES, KVM_PMU_CAP_DISABLE, Msrs, kvm_cpuid_entry2,
+    kvm_enable_cap, kvm_msr_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_virtio::{Event, GuestMemory, mmio};
+use vmm_virtio::{Event, mmio};
 
 use crate::layout::{IDENTITY_MAP, Slot, TSS};
-use crate::memory;
+use crate::memory::{self, Leaked};
 
 /// What a machine cannot do without, and its name for people.
 const REQUIRED: &[(Cap, &str)] = &[
@@ -29,6 +30,21 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::ImmediateExit, "immediate exit"),
     (Cap::MpState, "multiprocessor state"),
     (Cap::AdjustClock, "an adjustable clock"),
+];
+
+/// What is taken from guests where KVM and the processor can: performance counters, by which one guest listens to others, and locks of the
+/// whole memory bus without the VMM's knowing ([`crate::vcpu`] slows them down). Capability, mode, what that is for people.
+const RESTRICTIONS: &[(u32, u32, &str)] = &[
+    (
+        KVM_CAP_PMU_CAPABILITY,
+        KVM_PMU_CAP_DISABLE,
+        "take performance counters away",
+    ),
+    (
+        KVM_CAP_X86_BUS_LOCK_EXIT,
+        KVM_BUS_LOCK_DETECTION_EXIT,
+        "watch for bus locks",
+    ),
 ];
 
 /// Why KVM did not do what it should.
@@ -131,7 +147,11 @@ impl Kvm {
             .map_err(call("set the tss address"))?;
         vm.create_irq_chip()
             .map_err(call("create the interrupt controller"))?;
-        Ok(Vm { vm })
+        let vm = Vm { vm };
+        for (capability, mode, what) in RESTRICTIONS {
+            vm.restrict(*capability, *mode).map_err(call(what))?;
+        }
+        Ok(vm)
     }
 }
 
@@ -153,8 +173,7 @@ pub struct Vm {
 
 impl Vm {
     /// Gives the VM its memory below the guest address `end`, one slot per mapping; returns how many slots that took.
-    /// `memory` is never unmapped ([`memory::allocate`]).
-    pub fn set_memory(&self, memory: &GuestMemory, end: u64) -> Result<u32, KvmError> {
+    pub fn set_memory(&self, memory: &Leaked, end: u64) -> Result<u32, KvmError> {
         let mut slots = 0;
         for mapping in memory::mappings(memory) {
             if mapping.0 < end {
@@ -169,7 +188,7 @@ impl Vm {
     pub fn add_memory(
         &self,
         slot: u32,
-        memory: &GuestMemory,
+        memory: &Leaked,
         range: &Range<u64>,
     ) -> Result<(), KvmError> {
         let outside = || KvmError::Outside {
@@ -189,7 +208,20 @@ impl Vm {
         self.set_slot(slot, part)
     }
 
-    /// A part of a mapping of guest memory: guest address, host address, length.
+    /// Turns a mode of a capability on, if there is that mode. To be called before there are vCPUs.
+    fn restrict(&self, capability: u32, mode: u32) -> Result<(), errno::Error> {
+        let modes = self.vm.check_extension_raw(capability.into());
+        if !u32::try_from(modes).is_ok_and(|modes| modes & mode != 0) {
+            return Ok(());
+        }
+        self.vm.enable_cap(&kvm_enable_cap {
+            cap: capability,
+            args: [mode.into(), 0, 0, 0],
+            ..kvm_enable_cap::default()
+        })
+    }
+
+    /// A part of a mapping of [`Leaked`] memory: guest address, host address, length.
     fn set_slot(&self, slot: u32, part: (u64, u64, u64)) -> Result<(), KvmError> {
         let (guest_phys_addr, userspace_addr, memory_size) = part;
         let region = kvm_userspace_memory_region {
@@ -199,7 +231,8 @@ impl Vm {
             memory_size,
             userspace_addr,
         };
-        // SAFETY: the mapping is as long as it says, lives as long as the process, and is only accessed as guest memory.
+        // SAFETY: both callers have the part from `Leaked` memory: it is as long as it says, lives as long as the process, and is only accessed as
+        // guest memory.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(call("give the vm memory"))
     }
 

@@ -63,6 +63,11 @@ impl<W: Write> Lines<W> {
         if byte != b'\n' && self.line.len() < LINE_MAX_BYTES {
             return Ok(());
         }
+        self.flush()
+    }
+
+    /// Writes what there is of a line.
+    pub fn flush(&mut self) -> io::Result<()> {
         let written = self.to.write_all(&self.line);
         self.line.clear();
         written
@@ -72,7 +77,7 @@ impl<W: Write> Lines<W> {
 impl<W: Write> Drop for Lines<W> {
     fn drop(&mut self) {
         // There is nobody left to tell.
-        let _written = self.to.write_all(&self.line);
+        let _written = self.flush();
     }
 }
 

@@ -4,16 +4,17 @@
 //!   Plan, Host ── build ──► paused ◄── pause ── resume ──► running ──► ended (see `ending`)
 //! ```
 //!
-//! Only the control thread holds a `Machine`. Pause stops vCPUs first, so that nothing kicks a device that is stopping; resume is the reverse.
-//! A paused machine is plain state: registers KVM can be asked for, queue positions, guest memory.
+//! Only the control thread holds a `Machine`, and is never held up by it: a pause is begun, and goes on when [`Machine::progress`] says so. It stops vCPUs
+//! first, so that nothing kicks a device that is stopping; resume is the reverse. A paused machine is plain state: registers KVM can be asked for, queue positions, guest memory.
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_ioctls::VcpuFd;
 use vmm_api::Stats;
-use vmm_virtio::{Confine, GuestMemory, mem, vsock};
+use vmm_virtio::{Confine, Event, GuestMemory, mem, vsock};
 
 use crate::boot;
 use crate::boot::kernel::{self, KernelError};
@@ -25,7 +26,7 @@ use crate::host::Host;
 use crate::kvm::{self, Kvm, KvmError, Vm};
 use crate::layout::ram;
 use crate::log::Log;
-use crate::memory::{self, MemoryError};
+use crate::memory::{self, Leaked, MemoryError};
 use crate::seccomp;
 use crate::statistics::ExitCounter;
 use crate::timeline::Timeline;
@@ -69,11 +70,27 @@ pub struct Machine {
     confine: Confine,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
-    running: bool,
+    state: State,
+    /// Signalled when a vCPU rests, and when the devices have stopped.
+    progress: Arc<Event>,
+    bus: Arc<Bus>,
     /// At boot.
     memory_bytes: u64,
     region: Region,
     vm: Vm,
+}
+
+/// How far the machine is on its way between running and paused.
+#[derive(Clone, Debug)]
+enum State {
+    Running,
+    /// vCPUs were told to pause.
+    VcpusStop,
+    /// They have paused, and devices were told to stop.
+    DevicesStop {
+        stopped: Arc<AtomicBool>,
+    },
+    Paused,
 }
 
 /// Guest addresses of memory that comes and goes. KVM keeps tables for each page of a memory slot, so no more of them is one than was asked for.
@@ -83,7 +100,7 @@ struct Region {
     /// Bytes, from the first address on, that are memory slots.
     usable: u64,
     next_slot: u32,
-    memory: Arc<GuestMemory>,
+    memory: Leaked,
 }
 
 /// More than is asked for is usable, two of Linux's usual memory blocks, so that a driver that has one in use in part can go on in the next.
@@ -100,14 +117,13 @@ impl Machine {
         let vm = host.kvm.create_vm().map_err(MachineError::Kvm)?;
         let memory = memory::allocate(&ram(plan.memory_bytes), &plan.region)
             .map_err(MachineError::Memory)?;
-        let memory = Arc::new(memory);
         let region = Region {
             addresses: plan.region.clone(),
             usable: 0,
             next_slot: vm
                 .set_memory(&memory, plan.region.start)
                 .map_err(MachineError::Kvm)?,
-            memory: Arc::clone(&memory),
+            memory: memory.clone(),
         };
         let entry = load(plan, &host, &memory)?;
         let confine = seccomp::confine(plan.jail.seccomp);
@@ -124,8 +140,10 @@ impl Machine {
         timeline.count_exits(exit_counters(&fds));
         kick::install().map_err(MachineError::Signal)?;
         let ending = Arc::new(Ending::new().map_err(MachineError::Event)?);
+        let progress = Arc::new(Event::new().map_err(MachineError::Event)?);
         let surroundings = Surroundings {
-            bus,
+            bus: Arc::clone(&bus),
+            rested: Arc::clone(&progress),
             timeline: Arc::clone(&timeline),
             ending: Arc::clone(&ending),
             confine: confine.clone(),
@@ -137,7 +155,9 @@ impl Machine {
             confine,
             timeline,
             ending,
-            running: false,
+            state: State::Paused,
+            progress,
+            bus,
             memory_bytes: plan.memory_bytes,
             region,
             vm,
@@ -150,25 +170,59 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.resume();
         }
-        self.running = true;
+        self.state = State::Running;
     }
 
-    /// Stops vCPUs, then devices. When it returns, nothing touches guest memory.
-    pub fn pause(&mut self) {
+    /// Begins to stop vCPUs, then devices, if it runs.
+    pub fn begin_pause(&mut self) {
+        if !self.is_running() {
+            return;
+        }
+        self.state = State::VcpusStop;
         for vcpu in &self.vcpus {
             vcpu.pause();
         }
-        for vcpu in &self.vcpus {
-            vcpu.wait_paused();
-        }
-        self.devices.pause();
-        self.running = false;
     }
 
-    /// Whether it is running; else it is paused.
+    /// Readable when a pause that was begun may go on.
+    #[must_use]
+    pub fn progress(&self) -> &Event {
+        &self.progress
+    }
+
+    /// Goes on with a pause. True once nothing touches guest memory.
+    pub fn advance(&mut self) -> io::Result<bool> {
+        self.progress.clear()?;
+        match &self.state {
+            State::VcpusStop if self.vcpus.iter().all(Vcpu::is_at_rest) => {
+                let stopped = Arc::new(AtomicBool::new(false));
+                let progress = Arc::clone(&self.progress);
+                self.state = State::DevicesStop {
+                    stopped: Arc::clone(&stopped),
+                };
+                self.devices.begin_pause(move || {
+                    stopped.store(true, Ordering::SeqCst);
+                    // An eventfd of ours that cannot be written would be a bug of the host's; the order to stop is still heard.
+                    let _signalled = progress.signal();
+                });
+            }
+            State::DevicesStop { stopped } if stopped.load(Ordering::SeqCst) => {
+                self.state = State::Paused;
+            }
+            _ => {}
+        }
+        Ok(matches!(self.state, State::Paused))
+    }
+
+    /// Writes out what the guest's early log has of a line.
+    pub fn flush_log(&self) {
+        self.bus.flush_log();
+    }
+
+    /// Whether it is running, or else paused or on the way to it.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.running
+        matches!(self.state, State::Running)
     }
 
     /// What it knows about itself.

@@ -18,7 +18,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// A handle to the thread; it ends with the last handle.
 #[derive(Clone, Debug)]
 pub struct Starter {
-    jobs: Sender<(Job, SyncSender<()>)>,
+    jobs: Sender<(Job, Option<SyncSender<()>>)>,
 }
 
 impl Starter {
@@ -42,21 +42,27 @@ impl Starter {
         Ok(Self { jobs })
     }
 
+    /// Runs `job` on the thread when those before it are done, and does not wait. The job tells of its end itself.
+    pub fn post(&self, job: impl FnOnce() + Send + 'static) {
+        // The thread ends after the last handle only.
+        let _sent = self.jobs.send((Box::new(job), None));
+    }
+
     /// Runs `job` on the thread and waits for it. Jobs run one after another; one must not wait for another.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         let (done, finished) = sync_channel(1);
-        if self.jobs.send((Box::new(job), done)).is_ok() {
+        if self.jobs.send((Box::new(job), Some(done))).is_ok() {
             // It ends by being done: a panic would end the process.
             let _done = finished.recv();
         }
     }
 }
 
-fn work(queue: &Receiver<(Job, SyncSender<()>)>) {
+fn work(queue: &Receiver<(Job, Option<SyncSender<()>>)>) {
     for (job, done) in queue {
         job();
         // Whoever asked waits for it.
-        let _told = done.send(());
+        let _told = done.map(|done| done.send(()));
     }
 }
 

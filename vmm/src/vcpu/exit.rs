@@ -1,11 +1,19 @@
 //! Why a vCPU came back from `KVM_RUN`, and what to do about it.
 
+use std::thread;
+use std::time::Duration;
+
+use kvm_bindings::KVM_EXIT_X86_BUS_LOCK;
 use kvm_ioctls::VcpuExit;
 use vmm_api::StopReason;
 
 use crate::bus::Bus;
 use crate::power::Order;
 use crate::timeline::Timeline;
+
+/// How long a vCPU rests that has locked the memory bus, which slows every processor of the host down. Programs that do it by mistake still
+/// run, and those that do it in a loop harm nobody.
+const BUS_LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a vCPU cannot go on. Not something a guest of ours does by accident.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +54,7 @@ pub fn handle(
         // A triple fault is a reset; so is what KVM reports as an event of the system.
         VcpuExit::Shutdown | VcpuExit::SystemEvent(..) => return Ok(Some(StopReason::Reset)),
         VcpuExit::Intr => {}
+        VcpuExit::Unsupported(KVM_EXIT_X86_BUS_LOCK) => thread::sleep(BUS_LOCK_PAUSE),
         VcpuExit::FailEntry(reason, _) => return Err(ExitError::Entry { reason }),
         VcpuExit::InternalError => return Err(ExitError::Emulation),
         other => {

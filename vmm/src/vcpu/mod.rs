@@ -35,12 +35,13 @@ use kvm_ioctls::VcpuFd;
 use vmm_api::StopReason;
 use vmm_sys_util::errno;
 use vmm_sys_util::signal::Killable;
-use vmm_virtio::Confine;
+use vmm_virtio::{Confine, Event};
 
 use crate::bus::Bus;
 use crate::ending::Ending;
 use crate::timeline::Timeline;
 use exit::ExitError;
+use kick::Kickable;
 
 /// The name under which a vCPU thread confines itself.
 pub const THREAD: &str = "vcpu";
@@ -94,6 +95,8 @@ pub struct Surroundings {
     pub timeline: Arc<Timeline>,
     /// Where the machine's end goes.
     pub ending: Arc<Ending>,
+    /// Signalled when the vCPU rests: it has paused, or finished.
+    pub rested: Arc<Event>,
     /// How the thread confines itself.
     pub confine: Confine,
 }
@@ -109,11 +112,10 @@ pub struct Vcpu {
 impl Vcpu {
     /// Starts the thread of vCPU number `id`, paused.
     pub fn spawn(id: u8, fd: VcpuFd, surroundings: Surroundings) -> io::Result<Self> {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(Arc::clone(&surroundings.rested)));
         let exits = Arc::new(AtomicU64::new(0));
         let runner = Runner {
             id,
-            fd,
             surroundings,
             gate: Arc::clone(&gate),
             exits: Arc::clone(&exits),
@@ -121,7 +123,7 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{id}"))
             .stack_size(STACK_BYTES)
-            .spawn(move || runner.live())?;
+            .spawn(move || runner.live(fd))?;
         Ok(Self {
             thread: Some(thread),
             gate,
@@ -143,6 +145,12 @@ impl Vcpu {
     /// Waits until the vCPU is paused or finished. Call it after [`Vcpu::pause`].
     pub fn wait_paused(&self) {
         self.gate.wait_for_rest();
+    }
+
+    /// Whether the vCPU is paused or finished. [`Surroundings::rested`] tells of it after [`Vcpu::pause`].
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.gate.is_at_rest()
     }
 
     /// How often the thread came back from `KVM_RUN`.
@@ -173,17 +181,16 @@ impl Drop for Vcpu {
 /// What runs in the thread.
 struct Runner {
     id: u8,
-    fd: VcpuFd,
     surroundings: Surroundings,
     gate: Arc<Gate>,
     exits: Arc<AtomicU64>,
 }
 
 impl Runner {
-    fn live(mut self) {
+    fn live(&self, vcpu: VcpuFd) {
         let id = self.id;
         let ended = match self.surroundings.confine.enter(THREAD) {
-            Ok(()) => self.run(),
+            Ok(()) => self.run(Kickable::new(vcpu)),
             Err(source) => Err(VcpuError::Confine { id, source }),
         };
         match ended {
@@ -195,21 +202,20 @@ impl Runner {
     }
 
     /// Runs and pauses as wanted. None when it was told to finish.
-    fn run(&mut self) -> Result<Option<StopReason>, VcpuError> {
-        let _kickable = kick::Kickable::new(&mut self.fd);
+    fn run(&self, mut vcpu: Kickable) -> Result<Option<StopReason>, VcpuError> {
         while self.gate.pass() {
-            if let Some(reason) = self.run_until_kicked()? {
+            if let Some(reason) = self.run_until_kicked(&mut vcpu)? {
                 return Ok(Some(reason));
             }
         }
         Ok(None)
     }
 
-    fn run_until_kicked(&mut self) -> Result<Option<StopReason>, VcpuError> {
+    fn run_until_kicked(&self, vcpu: &mut Kickable) -> Result<Option<StopReason>, VcpuError> {
         let id = self.id;
         let Surroundings { bus, timeline, .. } = &self.surroundings;
         loop {
-            let exit = self.fd.run();
+            let exit = vcpu.run();
             self.exits.fetch_add(1, Ordering::Relaxed);
             match exit {
                 Ok(exit) => {
@@ -221,7 +227,7 @@ impl Runner {
                 }
                 Err(error) => match rustix::io::Errno::from_raw_os_error(error.errno()) {
                     rustix::io::Errno::INTR => {
-                        self.fd.set_kvm_immediate_exit(0);
+                        vcpu.clear();
                         return Ok(None);
                     }
                     // A vCPU that got its start-up interrupt.
@@ -250,13 +256,22 @@ struct State {
 }
 
 /// Where a vCPU thread and its owner meet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Gate {
     state: Mutex<State>,
     changed: Condvar,
+    rested: Arc<Event>,
 }
 
 impl Gate {
+    fn new(rested: Arc<Event>) -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            rested,
+        }
+    }
+
     fn want(&self, wanted: Wanted) {
         let mut state = self.lock();
         if state.wanted != Wanted::Finished {
@@ -269,7 +284,7 @@ impl Gate {
     fn pass(&self) -> bool {
         let mut state = self.lock();
         state.running = false;
-        self.changed.notify_all();
+        self.tell_rested();
         let mut state = self
             .changed
             .wait_while(state, |state| state.wanted == Wanted::Paused)
@@ -280,7 +295,18 @@ impl Gate {
 
     fn finish(&self) {
         self.lock().finished = true;
+        self.tell_rested();
+    }
+
+    fn tell_rested(&self) {
         self.changed.notify_all();
+        // An eventfd of ours that cannot be written would be a bug of the host's; the order to stop is still heard.
+        let _signalled = self.rested.signal();
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let state = self.lock();
+        !state.running || state.finished
     }
 
     fn wait_for_rest(&self) {
@@ -302,7 +328,7 @@ mod tests {
 
     #[test]
     fn gate_holds_a_paused_thread_and_lets_a_finished_one_go() {
-        let gate = Arc::new(Gate::default());
+        let gate = Arc::new(Gate::new(Arc::new(Event::new().unwrap())));
         let thread = thread::spawn({
             let gate = Arc::clone(&gate);
             move || {
@@ -327,7 +353,7 @@ mod tests {
 
     #[test]
     fn finished_is_final() {
-        let gate = Gate::default();
+        let gate = Gate::new(Arc::new(Event::new().unwrap()));
         gate.want(Wanted::Finished);
         gate.want(Wanted::Running);
         assert!(!gate.pass());
