@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use crate::config::Plan;
 use crate::kvm::{Kvm, KvmError};
@@ -36,7 +37,7 @@ pub struct Host {
     pub kernel: File,
     /// The initrd.
     pub initrd: File,
-    /// `/proc/self/fd`, through which the file server reopens its own descriptors.
+    /// `/proc/self/fd`, through which the file server reopens its own descriptors, and nothing else of `/proc`.
     pub proc_self_fd: OwnedFd,
 }
 
@@ -47,7 +48,7 @@ impl Host {
             kvm: Kvm::open(plan.cpus.max).map_err(HostError::Kvm)?,
             kernel: open(plan.kernel.clone())?,
             initrd: open(plan.initrd.clone())?,
-            proc_self_fd: open_path("/proc/self/fd")?,
+            proc_self_fd: own_descriptors()?,
         })
     }
 }
@@ -63,12 +64,13 @@ fn open(path: PathBuf) -> Result<File, HostError> {
     File::open(&path).map_err(|source| HostError::Open { path, source })
 }
 
-/// A descriptor that names a place and gives no access to it.
-fn open_path(path: &str) -> Result<OwnedFd, HostError> {
-    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|source| {
-        HostError::Open {
-            path: path.into(),
-            source: source.into(),
-        }
+/// This process's directory of descriptors, as a mount of its own that is attached nowhere: it is its own parent, so that no `..` leads from
+/// it to the rest of `/proc`.
+pub fn own_descriptors() -> Result<OwnedFd, HostError> {
+    const PATH: &str = "/proc/self/fd";
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, PATH, flags).map_err(|source| HostError::Open {
+        path: PATH.into(),
+        source: source.into(),
     })
 }

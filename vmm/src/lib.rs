@@ -59,3 +59,9 @@ pub mod statistics;
 pub mod timeline;
 /// vCPU threads.
 pub mod vcpu;
+/// What a filter stops.
+#[expect(
+    unsafe_code,
+    reason = "a signal handler that changes where it returns to"
+)]
+pub mod violation;

@@ -20,6 +20,7 @@ use crate::jail::{self, JailError};
 use crate::log::Log;
 use crate::machine::{Machine, MachineError};
 use crate::timeline::Timeline;
+use crate::violation;
 
 /// Why a machine was not built, or did not come to an end of its own.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +51,9 @@ pub enum RunError {
     /// Something of the host is missing.
     #[error("prepare")]
     Host(#[source] HostError),
+    /// The handler of the signal of a system call filter.
+    #[error("install the signal handler")]
+    Signal(#[source] io::Error),
     /// The jail.
     #[error("enter the jail")]
     Jail(#[source] JailError),
@@ -71,6 +75,7 @@ impl RunError {
             | Self::ParseConfig(_)
             | Self::Config(_) => ExitCode::Usage,
             Self::Allocator(_)
+            | Self::Signal(_)
             | Self::Host(_)
             | Self::Jail(_)
             | Self::Machine(_)
@@ -111,6 +116,7 @@ pub fn run(arguments: &Run) -> Result<StopReason, RunError> {
     let config = read_config(arguments)?;
     let plan = Plan::new(config, host::memory_mib()).map_err(RunError::Config)?;
     let host = Host::open(&plan).map_err(RunError::Host)?;
+    violation::install().map_err(RunError::Signal)?;
     let root = plan.share.as_ref().map(|share| share.outside.as_path());
     jail::enter(plan.jail, root).map_err(RunError::Jail)?;
     timeline.mark("jailed");

@@ -1,4 +1,4 @@
-//! System call filters, one per kind of thread: what is not listed in `seccomp/x86_64.json` kills the process.
+//! System call filters, one per kind of thread: what is not listed in `seccomp/x86_64.json` ends the process ([`violation`]).
 //!
 //! The programs are compiled when the VMM is built. A filter stays with its thread for good and with all threads it makes; threads only narrow it.
 
@@ -6,6 +6,8 @@ use std::io;
 
 use seccompiler::{BpfProgram, apply_filter, sock_filter};
 use vmm_virtio::Confine;
+
+use crate::violation;
 
 /// The filters by the names under which threads confine themselves.
 const FILTERS: &[(&str, &[u8])] = &[
@@ -44,13 +46,15 @@ pub fn confine(enabled: bool) -> Confine {
     }
 }
 
-fn load(thread: &'static str) -> io::Result<()> {
+/// Confines the calling thread for good.
+pub fn load(thread: &'static str) -> io::Result<()> {
     let program = program(thread).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             format!("no filter for a thread {thread}"),
         )
     })?;
+    violation::confined_as(thread);
     apply_filter(&program).map_err(io::Error::other)
 }
 

@@ -2,6 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a case whose set-up fails has failed")]
 
+/// The jail, attacked from within.
+mod jail;
+/// A whole machine.
+mod machine;
+
 use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,14 +17,14 @@ use husk_vmm::ending::Ending;
 use husk_vmm::kvm::{Kvm, Vm};
 use husk_vmm::layout::SLOTS;
 use husk_vmm::log::Log;
-use husk_vmm::memory;
+use husk_vmm::memory::{self, Leaked};
 use husk_vmm::starter::Starter;
 use husk_vmm::timeline::Timeline;
 use husk_vmm::vcpu::{Surroundings, Vcpu, kick};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_api::StopReason;
-use vmm_virtio::{Confine, GuestMemory};
+use vmm_virtio::{Confine, Event};
 
 const MEMORY_BYTES: u64 = 1 << 20;
 /// Memory that is not plugged, where real mode just reaches.
@@ -32,7 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Guest {
     // In the order in which they may be dropped.
     vcpu: Vcpu,
-    memory: Arc<GuestMemory>,
+    memory: Leaked,
     timeline: Arc<Timeline>,
     ending: Arc<Ending>,
     log: File,
@@ -62,12 +67,13 @@ impl Guest {
             bus: Arc::new(Bus::new([const { None }; SLOTS], starter, sink)),
             timeline: Arc::clone(&timeline),
             ending: Arc::clone(&ending),
+            rested: Arc::new(Event::new().unwrap()),
             confine: Confine::none(),
         };
         let vcpu = Vcpu::spawn(0, fd, surroundings).unwrap();
         Self {
             vcpu,
-            memory: Arc::new(memory),
+            memory,
             timeline,
             ending,
             log,
