@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A VMM is told its machine on standard input and inherits two descriptors, the control socket and the console's pipe,
-//! whose numbers are its arguments. It ends by itself when the control socket closes, so a dead supervisor leaves none.
-//! How it ended is known once, as a [`VmEnd`], to everybody who waits for it.
+//! whose numbers are its arguments. It is the first process of a PID namespace of its own. It ends by itself when the control
+//! socket closes, so a dead supervisor leaves none. How it ended is known once, as a [`VmEnd`], to everybody who waits for it.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
+use nix::sched::CloneFlags;
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -133,10 +134,8 @@ impl Vm {
         cgroup: Option<&Cgroup>,
     ) -> Result<(Self, mpsc::Receiver<Arrived>), SpawnError> {
         let wires = Wires::new().map_err(SpawnError::Wires)?;
-        let mut child = wires
-            .command(program)
-            .spawn()
-            .map_err(|source| SpawnError::Start {
+        let mut child =
+            spawn_in_pid_namespace(wires.command(program)).map_err(|source| SpawnError::Start {
                 program: program.to_owned(),
                 source,
             })?;
@@ -285,6 +284,25 @@ impl Wires {
     }
 }
 
+/// Starts the program as the first process of a PID namespace of its own, which is where a VMM's jail begins. Which namespace children are
+/// made in belongs to the thread that makes them, and with one of its own a thread makes no threads: so a short-lived one does it. The child's
+/// pid is that of this namespace, and the child is this process's.
+fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
+    const STACK_BYTES: usize = 64 * 1024;
+    let spawn = move || {
+        // Unit tests need no privileges; their programs are no VMMs.
+        if !cfg!(test) || nix::unistd::geteuid().is_root() {
+            nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
+        }
+        command.spawn()
+    };
+    std::thread::Builder::new()
+        .stack_size(STACK_BYTES)
+        .spawn(spawn)?
+        .join()
+        .map_err(|_| io::Error::other("the thread that starts it panicked"))?
+}
+
 /// Writes the configuration and closes standard input. A pipe holds all of it, so this does not block. A VMM that has ended
 /// before is no error here: its end says why.
 fn tell(child: &mut Child, config: &VmConfig) -> io::Result<()> {
@@ -317,6 +335,9 @@ async fn watch_end(
     let line = outputs.stderr.await.unwrap_or_default();
     if let Err(e) = outputs.console.await {
         tracing::warn!("the console's reader failed: {e}");
+    }
+    if status.signal().is_some() && !line.is_empty() {
+        tracing::error!("the VMM, before it was killed: {line}");
     }
     let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.had_oom_kill());
     let panic = vm.console.lines_around(PANIC_MARK, LAST_LINES);
