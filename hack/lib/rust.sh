@@ -50,7 +50,7 @@ unpack_debian_rust() { # DIR
     done
     for tool in "${tools[@]}"; do
         # shellcheck disable=SC2016 # $0 and $@ are the wrapper's
-        printf '#!/bin/sh\nexec %s --library-path %s --argv0 "$0" %s "$@"\n' \
+        printf '#!/bin/sh\nexec %q --library-path %q --argv0 "$0" %q "$@"\n' \
             "$1/usr/lib64/ld-linux-x86-64.so.2" "$1/usr/lib/x86_64-linux-gnu" "$1/usr/bin/$tool" >"$new/bin/$tool"
         chmod +x "$new/bin/$tool"
     done

@@ -57,7 +57,7 @@ extract_vmlinux() { # BZIMAGE
 pack_initramfs() { # MODULES VERSION TARGET
     local root name module number=10
     root=$(mktemp -d)
-    mkdir -p "$root"/{bin,proc,sys,dev,modules,lower,upper,root}
+    mkdir -p "$root"/{bin,proc,sys,dev,modules,lower,upper,held,job,root}
     cp /bin/busybox "$root/bin/busybox"
     install -m 755 "$here/initramfs-init" "$root/init"
     while read -r module; do
