@@ -1,9 +1,6 @@
 //! containerd, through its shim for runc, finds what it expects of a runtime.
 
-use harness::{Containerd, Remains, Runtime};
-
-/// How often a task that is about to end is looked at: each look is a call of the client.
-const LOOKS_MAX: usize = 500;
+use harness::{Containerd, Remains, Runtime, wait};
 
 #[test]
 fn status_and_outputs_are_the_containers() {
@@ -78,14 +75,9 @@ fn end(containerd: &Containerd, id: &str) {
 }
 
 fn await_end(containerd: &Containerd, id: &str) {
-    for _ in 0..LOOKS_MAX {
+    wait::until("stopped", || {
         let tasks = containerd.call(&["tasks", "list"]).text();
-        if tasks
-            .lines()
-            .any(|line| line.starts_with(id) && line.ends_with("STOPPED"))
-        {
-            return;
-        }
-    }
-    panic!("{id} does not stop");
+        let mut lines = tasks.lines();
+        lines.any(|line| line.starts_with(id) && line.ends_with("STOPPED"))
+    });
 }

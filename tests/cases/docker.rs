@@ -1,11 +1,8 @@
 //! Docker, through containerd and its shim for runc, finds what it expects of a runtime.
 
-use harness::{CommandLine as _, Docker, Runtime};
+use harness::{CommandLine as _, Docker, only_husk, wait};
 
 use crate::engines;
-
-/// How often a health that is about to change is looked at: each look is a call of the client.
-const LOOKS_MAX: usize = 500;
 
 #[test]
 fn status_and_outputs_are_the_containers_and_are_logged() {
@@ -87,12 +84,9 @@ fn health_is_asked_for_inside() {
 }
 
 fn await_health(docker: &Docker, wanted: &str) {
-    for _ in 0..LOOKS_MAX {
-        if docker.inspect("web")["State"]["Health"]["Status"] == wanted {
-            return;
-        }
-    }
-    panic!("not {wanted}: {}", docker.inspect("web")["State"]["Health"]);
+    wait::until(wanted, || {
+        docker.inspect("web")["State"]["Health"]["Status"] == wanted
+    });
 }
 
 #[test]
@@ -128,19 +122,13 @@ fn its_processes_on_this_host_are_listed() {
     let pids = text.lines().skip(1).map(|line| line.split_whitespace());
     let pids: Vec<_> = pids.filter_map(|mut words| words.next()).collect();
     assert_eq!((pids.len(), pids[0]), (2, pid.as_str()), "{text}");
-    if !Runtime::is_husk() {
-        return;
-    }
-    docker
-        .call(&["exec", "web", "ps", "-o", "args"])
-        .assert_prints("COMMAND\n/sbin/docker-init -- sleep 1000\nsleep 1000\nps -o args\n");
+    let inside = docker.call(&["exec", "web", "ps", "-o", "args"]);
+    inside.assert_prints("COMMAND\n/sbin/docker-init -- sleep 1000\nsleep 1000\nps -o args\n");
 }
 
 #[test]
 fn a_network_that_a_guest_does_not_have_is_refused() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has the networks of the host");
     let docker = Docker::with_busybox();
     docker.call(&["network", "create", "wide"]).assert_status(0);
     for (network, part) in [
@@ -151,4 +139,5 @@ fn a_network_that_a_guest_does_not_have_is_refused() {
         output.assert_status(125);
         assert!(output.errors().contains(part), "{output:?}");
     }
+    docker.call(&["network", "rm", "wide"]).assert_status(0);
 }

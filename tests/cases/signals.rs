@@ -1,6 +1,6 @@
 //! Signals sent to `run` reach the container.
 
-use harness::{Bundle, Remains, Runtime};
+use harness::{Bundle, Remains, Runtime, only_husk, wait};
 use rustix::process::Signal;
 
 fn passes(signal: Signal, name: &str) {
@@ -36,9 +36,7 @@ fn user_defined() {
 
 #[test]
 fn a_killed_command_takes_its_container_with_it() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("a container of runc outlives its command");
     let runtime = Runtime::from_environment();
     let before = Remains::seen();
     let bundle = Bundle::busybox().shell("echo up; sleep 1000");
@@ -48,8 +46,7 @@ fn a_killed_command_takes_its_container_with_it() {
     running.signal(Signal::KILL);
     running.wait().assert_status(137);
     // The supervisor notices, and takes its time to put things away.
-    while runtime.root().join(&id).exists() {
-        std::thread::yield_now();
-    }
+    let state = runtime.root().join(&id);
+    wait::until_change("no state", &runtime.root(), || !state.exists());
     before.assert_nothing_new(&id, &runtime.root());
 }

@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::process::Stdio;
+use std::time::Duration;
 
-use harness::{Bundle, Remains, Runtime};
+use harness::{Bundle, Remains, Runtime, wait};
 
 const MIB: usize = 1 << 20;
 
@@ -103,9 +104,7 @@ fn a_slow_reader_gets_all_of_a_flood() {
         }
         seen += count;
         // Far slower than the container writes.
-        for _ in 0..10 {
-            std::thread::yield_now();
-        }
+        wait::rest(Duration::from_micros(200));
     }
     assert_eq!(seen, length);
     running.wait().assert_status(0);

@@ -3,14 +3,12 @@
 use std::fs::File;
 use std::io::PipeReader;
 
+use rustix::process::Pid;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::runtime::read_until;
-use crate::{Bundle, Output, Remains, Runtime};
-
-/// How often a state that is about to be reached is looked at: each look is a call of the runtime.
-const LOOKS_MAX: usize = 500;
+use crate::{Bundle, Output, Remains, Runtime, wait};
 
 /// A container that was created. Removed when dropped.
 #[derive(Debug)]
@@ -95,12 +93,15 @@ impl<'a> Background<'a> {
 
     /// Waits until it has stopped.
     pub fn until_stopped(&self) {
-        for _ in 0..LOOKS_MAX {
-            if self.status() == "stopped" {
-                return;
-            }
+        let state = self.state();
+        if let Some(pid) = state["pid"]
+            .as_i64()
+            .and_then(|pid| i32::try_from(pid).ok())
+        {
+            Pid::from_raw(pid).into_iter().for_each(wait::until_end);
         }
-        panic!("{} does not stop: {}", self.id, self.errors());
+        // Its process has ended; the runtime may learn of it a little later.
+        wait::until("stopped", || self.status() == "stopped");
     }
 
     /// Waits until it has printed `text`.

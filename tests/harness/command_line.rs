@@ -5,13 +5,10 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
-use crate::{Bundle, Output, Terminal};
+use crate::{Bundle, Output, Terminal, wait};
 
 /// The image that every case has: busybox.
 pub(crate) const IMAGE: &str = "busybox";
-
-/// How often a log that is about to be complete is looked at: each look is a call.
-const LOOKS_MAX: usize = 1000;
 
 /// An engine's command line. Cases use the words that mean the same in both.
 pub trait CommandLine {
@@ -52,13 +49,9 @@ pub trait CommandLine {
 
     /// Waits until a container has printed exactly this: what follows its log ends with it.
     fn await_log(&self, name: &str, text: &str) {
-        for _ in 0..LOOKS_MAX {
-            if self.call(&["logs", name]).text() == text {
-                return;
-            }
-        }
-        let log = self.call(&["logs", name]);
-        panic!("{name} never printed {text:?}: {log:?}");
+        wait::until(&format!("{name} prints {text:?}"), || {
+            self.call(&["logs", name]).text() == text
+        });
     }
 }
 

@@ -1,13 +1,12 @@
-//! containerd, whose shim for runc drives the runtime under test: a daemon of the case's own, and `ctr` to ask it.
+//! containerd, whose shim for runc drives the runtime under test: a daemon of the tests' own, which cases have one after another, and
+//! `ctr` to ask it.
 
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::daemon::Daemon;
 use crate::output::captured;
+use crate::shared::Shared;
 use crate::{Bundle, Output, Runtime};
 
 /// What the daemon says when it can be asked.
@@ -16,11 +15,10 @@ const READY: &str = "containerd successfully booted";
 /// Where `ctr` makes its containers.
 const NAMESPACE: &str = "default";
 
-/// See the module.
+/// See the module. Cases remove their containers, whose names are their own.
 #[derive(Debug)]
 pub struct Containerd {
-    _daemon: Daemon,
-    directory: TempDir,
+    shared: Shared,
     bundle: Bundle,
 }
 
@@ -28,22 +26,8 @@ impl Containerd {
     /// With busybox as the root file system of its containers.
     #[must_use]
     pub fn with_busybox() -> Self {
-        let directory = TempDir::new().unwrap();
-        let at = |name: &str| directory.path().join(name);
-        let file = at("config.toml");
-        fs::write(
-            &file,
-            "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
-        )
-        .unwrap();
-        let mut daemon = Command::new("containerd");
-        daemon.arg("--config").arg(file);
-        daemon.arg("--root").arg(at("root"));
-        daemon.arg("--state").arg(at("state"));
-        daemon.arg("--address").arg(at("socket"));
         Self {
-            _daemon: Daemon::start(daemon, READY),
-            directory,
+            shared: Shared::new("containerd", start),
             bundle: Bundle::busybox(),
         }
     }
@@ -51,10 +35,7 @@ impl Containerd {
     /// A call of `ctr`.
     #[must_use]
     pub fn call(&self, words: &[&str]) -> Output {
-        let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.at("socket"));
-        command.args(words);
-        Output::of(captured(command))
+        Output::of(client(&self.shared, words))
     }
 
     /// Runs a container: options, its name, then the command.
@@ -82,6 +63,34 @@ impl Containerd {
     }
 
     fn at(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.shared.at(name)
+    }
+}
+
+fn start(shared: &mut Shared) {
+    let file = shared.at("config.toml");
+    fs::write(
+        &file,
+        "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n",
+    )
+    .unwrap();
+    let mut daemon = Command::new("containerd");
+    daemon.arg("--config").arg(file);
+    daemon.arg("--root").arg(shared.at("root"));
+    daemon.arg("--state").arg(shared.at("state"));
+    daemon.arg("--address").arg(shared.at("socket"));
+    shared.start(daemon, READY);
+}
+
+fn client(shared: &Shared, words: &[&str]) -> Command {
+    let mut command = Command::new("ctr");
+    command.arg("--address").arg(shared.at("socket"));
+    command.args(words);
+    captured(command)
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.shared.release();
     }
 }

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Bundle, Output, Runtime, Terminal};
+use crate::{Bundle, Output, Runtime, Terminal, wait};
 
 /// An engine with one container in the background.
 #[derive(Debug)]
@@ -122,9 +122,7 @@ impl Engine {
 
     /// Waits until the container has printed this.
     pub fn await_output(&self, text: &str) {
-        while !self.output().contains(text) {
-            std::thread::yield_now();
-        }
+        wait::until_change(text, &self.path("stdout"), || self.output().contains(text));
     }
 
     /// What the container has printed.

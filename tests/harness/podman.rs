@@ -1,18 +1,17 @@
-//! Podman with the runtime under test, its storage in a directory of the case's own.
+//! Podman with the runtime under test, its storage in a directory of the tests' own, which cases have one after another.
 
 use std::path::PathBuf;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::Runtime;
 use crate::command_line::{CommandLine, IMAGE, pack_busybox};
 use crate::output::captured;
+use crate::shared::Shared;
+use crate::{Output, Runtime};
 
 /// See the module. Its containers are removed when it is dropped.
 #[derive(Debug)]
 pub struct Podman {
-    storage: TempDir,
+    shared: Shared,
     runtime: Runtime,
 }
 
@@ -20,37 +19,38 @@ impl Podman {
     /// With the image `busybox`.
     #[must_use]
     pub fn with_busybox() -> Self {
-        let podman = Self {
-            storage: TempDir::new().unwrap(),
-            runtime: Runtime::from_environment(),
+        let runtime = Runtime::from_environment();
+        let make = |shared: &mut Shared| {
+            let archive = shared.at("busybox.tar");
+            pack_busybox(&archive);
+            let words = ["import", "--quiet", archive.to_str().unwrap(), IMAGE];
+            Output::of(podman(shared, &runtime, &words)).assert_status(0);
         };
-        let archive = podman.storage.path().join("busybox.tar");
-        pack_busybox(&archive);
-        let archive = archive.to_str().unwrap();
-        podman
-            .call(&["import", "--quiet", archive, IMAGE])
-            .assert_status(0);
-        podman
+        let shared = Shared::new("podman", make);
+        Self { shared, runtime }
     }
+}
+
+fn podman(shared: &Shared, runtime: &Runtime, words: &[&str]) -> Command {
+    let mut command = Command::new("podman");
+    command.arg("--root").arg(shared.at("storage"));
+    command.arg("--runroot").arg(shared.at("run"));
+    command.arg("--tmpdir").arg(shared.at("tmp"));
+    command.args(["--storage-driver", "overlay"]);
+    command.args(["--cgroup-manager", "cgroupfs"]);
+    command.args(["--events-backend", "file"]);
+    command.arg("--runtime").arg(runtime.path());
+    let root = runtime.root();
+    command.arg(format!("--runtime-flag=root={}", root.display()));
+    let log = root.with_file_name("log");
+    command.arg(format!("--runtime-flag=log={}", log.display()));
+    command.args(words);
+    captured(command)
 }
 
 impl CommandLine for Podman {
     fn command(&self, words: &[&str]) -> Command {
-        let directory = |name: &str| self.storage.path().join(name);
-        let mut command = Command::new("podman");
-        command.arg("--root").arg(directory("storage"));
-        command.arg("--runroot").arg(directory("run"));
-        command.arg("--tmpdir").arg(directory("tmp"));
-        command.args(["--storage-driver", "overlay"]);
-        command.args(["--cgroup-manager", "cgroupfs"]);
-        command.args(["--events-backend", "file"]);
-        command.arg("--runtime").arg(self.runtime.path());
-        let root = self.runtime.root();
-        command.arg(format!("--runtime-flag=root={}", root.display()));
-        let log = root.with_file_name("log");
-        command.arg(format!("--runtime-flag=log={}", log.display()));
-        command.args(words);
-        captured(command)
+        podman(&self.shared, &self.runtime, words)
     }
 
     fn runtime_root(&self) -> PathBuf {
@@ -60,10 +60,11 @@ impl CommandLine for Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        // A case that has failed may have left containers; what they hold is unmounted with them.
+        // A case that has failed may have left containers; a pod's are the case's own to remove.
         let words = ["rm", "--all", "--force", "--time", "0"];
-        let _ = self.command(&words).output();
-        let overlay = self.storage.path().join("storage/overlay");
-        let _ = Command::new("umount").arg(overlay).output();
+        let removed = podman(&self.shared, &self.runtime, &words).output();
+        if removed.is_ok_and(|output| output.status.success()) {
+            self.shared.release();
+        }
     }
 }

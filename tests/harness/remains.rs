@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// How often a cgroup or process that is about to vanish is looked at again. The kernel takes cgroups and zombies away a little later.
-const LOOKS_MAX: usize = 2000;
+use crate::wait;
+
+/// How long a cgroup or process that is about to vanish may take, and how often it is looked at.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What was there at one time.
 #[derive(Debug)]
@@ -41,17 +45,16 @@ impl Remains {
     }
 }
 
+/// The kernel takes cgroups and zombies away a little later.
 #[track_caller]
 fn until_none(what: &str, look: impl Fn() -> Vec<String>) {
+    let start = Instant::now();
     let mut found = look();
-    for _ in 0..LOOKS_MAX {
-        if found.is_empty() {
-            return;
-        }
-        std::thread::yield_now();
+    while !found.is_empty() {
+        assert!(start.elapsed() < PATIENCE, "{what} are left: {found:?}");
+        wait::rest(LOOK_EVERY);
         found = look();
     }
-    panic!("{what} are left: {found:?}");
 }
 
 fn mounts() -> BTreeSet<String> {

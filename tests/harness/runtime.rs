@@ -9,17 +9,14 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::output::captured;
+use crate::wait::DEADLINE;
 use crate::{Bundle, Output, Remains, Terminal};
-
-/// After this a command is killed and its case fails: long enough for a software-emulated host that is busy.
-const DEADLINE: Duration = Duration::from_secs(900);
 
 static NEXT_ID: AtomicU32 = AtomicU32::new(1);
 
