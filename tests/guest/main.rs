@@ -1,5 +1,6 @@
-//! What runs inside a container to ask of its file system what a shell cannot: `probe CHECK` works in `/work`, and prints that the check
-//! holds or says what does not. As the first process of a guest it says so and sleeps for ever, as an agent that never answers.
+//! What runs inside a container to ask of its file system what a shell cannot: `probe CHECK...` works in `/work/CHECK`, and prints of
+//! each check that it holds, or says what does not. As the first process of a guest it says so and sleeps for ever, as an agent that
+//! never answers.
 
 mod checks;
 /// Files in memory.
@@ -8,28 +9,32 @@ mod mapping;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+
 fn main() -> ExitCode {
-    let Some(name) = std::env::args().nth(1) else {
+    if std::env::args().len() < 2 {
         return sleep_for_ever();
-    };
-    let Some(check) = checks::ALL.iter().find(|check| check.0 == name) else {
-        eprintln!("probe: no check is called {name:?}");
-        return ExitCode::FAILURE;
-    };
-    let prepared = std::fs::create_dir("/work").and_then(|()| std::env::set_current_dir("/work"));
-    match prepared
-        .map_err(anyhow::Error::from)
-        .and_then(|()| check.1())
-    {
-        Ok(()) => {
-            println!("{name} holds");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("probe: {name}: {error:#}");
-            ExitCode::FAILURE
+    }
+    let mut status = ExitCode::SUCCESS;
+    for name in std::env::args().skip(1) {
+        match holds(&name) {
+            Ok(()) => println!("{name} holds"),
+            Err(error) => {
+                eprintln!("probe: {name}: {error:#}");
+                status = ExitCode::FAILURE;
+            }
         }
     }
+    status
+}
+
+fn holds(name: &str) -> anyhow::Result<()> {
+    let check = checks::ALL.iter().find(|check| check.0 == name);
+    let (_, check) = check.context("there is no such check")?;
+    let folder = std::path::Path::new("/work").join(name);
+    std::fs::create_dir_all(&folder)?;
+    std::env::set_current_dir(&folder)?;
+    check()
 }
 
 fn sleep_for_ever() -> ExitCode {

@@ -68,11 +68,11 @@ impl Bundle {
         self.args(&["sh", "-c", script])
     }
 
-    /// With this check of the probe.
+    /// With these checks of the probe.
     #[must_use]
-    pub fn probe(self, executable: &str, check: &str) -> Self {
+    pub fn probe(self, executable: &str, checks: &[&str]) -> Self {
         fs::copy(executable, self.rootfs().join(PROBE)).unwrap();
-        self.args(&["probe", check])
+        self.args(&[&["probe"], checks].concat())
     }
 
     /// With the value at a JSON pointer of the configuration replaced. Parents must exist.
