@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use harness::{Bundle, Output, Runtime};
+use harness::{Bundle, Output, Runtime, only_husk};
 use serde_json::json;
 
 /// Runs what must be refused.
@@ -58,10 +58,7 @@ fn broken_configuration() {
 
 #[test]
 fn a_version_nobody_knows() {
-    // runc looks at no version.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc looks at no version");
     refused(
         &Bundle::busybox().with("/ociVersion", json!("7.0.0")),
         &["ociVersion", "7.0.0"],
@@ -146,19 +143,17 @@ fn names_that_are_none() {
 
 #[test]
 fn the_network_of_the_host() {
-    if Runtime::is_husk() {
-        refused(
-            &Bundle::busybox().without_namespace("network"),
-            &["network"],
-        );
-    }
+    only_husk("runc gives a container the host's");
+    refused(
+        &Bundle::busybox().without_namespace("network"),
+        &["network"],
+    );
 }
 
 #[test]
 fn the_processes_of_the_host() {
-    if Runtime::is_husk() {
-        refused(&Bundle::busybox().without_namespace("pid"), &["pid"]);
-    }
+    only_husk("runc gives a container the host's");
+    refused(&Bundle::busybox().without_namespace("pid"), &["pid"]);
 }
 
 #[test]
@@ -169,9 +164,7 @@ fn a_source_of_a_bind_mount_that_is_not_there() {
 
 #[test]
 fn no_permission_for_kvm() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let bundle = Bundle::busybox();
     bundle.write();
@@ -189,9 +182,7 @@ fn no_permission_for_kvm() {
 
 #[test]
 fn no_kvm() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     // A mount namespace whose /dev is as good as empty.
     let hidden = "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && exec \"$@\"";
     let runtime = Runtime::from_environment();
@@ -215,9 +206,7 @@ fn assert_one_line_about(output: &std::process::Output, subject: &str) {
 
 /// Runs with an asset that is not what it should be.
 fn with_asset(name: &str, content: Option<&[u8]>) {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("asset");
     if let Some(content) = content {
@@ -251,9 +240,7 @@ fn an_initrd_that_is_none() {
 
 #[test]
 fn more_memory_than_the_host_has() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment().configured("memory_mib = 4000000\n");
     runtime
         .run(&Bundle::busybox())
@@ -262,9 +249,7 @@ fn more_memory_than_the_host_has() {
 
 #[test]
 fn a_setting_nobody_knows() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no configuration file");
     let runtime = Runtime::from_environment().configured("memroy_mib = 512\n");
     runtime
         .run(&Bundle::busybox())

@@ -1,14 +1,12 @@
 //! As many CPUs as are configured, or as the quota asks for.
 
-use harness::{Bundle, Runtime};
+use harness::{Bundle, Runtime, only_husk};
 use serde_json::json;
 
 const SEEN: &str = "nproc; grep -c ^processor /proc/cpuinfo";
 
 fn configured(cpus: u8) {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     Runtime::from_environment()
         .configured(&format!("vcpus = {cpus}"))
         .run(&Bundle::busybox().shell(SEEN))
@@ -28,9 +26,7 @@ fn four() {
 /// More than the host has would only take turns.
 #[test]
 fn quota_is_rounded_up_to_what_the_host_has() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let host = std::thread::available_parallelism().unwrap().get();
     let bundle = Bundle::busybox().shell(SEEN).with(
         "/linux/resources/cpu",
@@ -44,9 +40,7 @@ fn quota_is_rounded_up_to_what_the_host_has() {
 
 #[test]
 fn both_work_at_once() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let work = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; echo done";
     let script = format!("for c in 0 1; do taskset -c $c sh -c '{work}' & done; wait");
     let bundle = Bundle::busybox().shell(&script);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::{Bundle, Engine, Remains, Runtime};
+use harness::{Bundle, Engine, Remains, Runtime, only_husk};
 use rustix::process::Signal;
 
 const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
@@ -121,9 +121,7 @@ fn an_exec_ends_with_its_container() {
 
 #[test]
 fn descriptors_cannot_be_passed_on() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc passes descriptors on");
     let engine = Engine::of(Bundle::busybox());
     for verb in ["create", "run"] {
         let bundle = engine.bundle().path().to_str().unwrap().to_owned();

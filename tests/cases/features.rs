@@ -1,6 +1,6 @@
 //! What is honoured is said in the form that the specification defines.
 
-use harness::{Bundle, Runtime};
+use harness::{Bundle, Runtime, only_husk};
 use serde_json::Value;
 
 fn features() -> Value {
@@ -27,10 +27,7 @@ fn versions_and_lists_are_there() {
 
 #[test]
 fn every_mount_option_works() {
-    // runc names options that it gives to the file system, which knows them or not.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc also names options that it gives to a file system, which knows them or not");
     let features = features();
     let mut bundle = Bundle::busybox();
     // What asks for another kind of mount, or for maps of ids.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::{Bundle, Engine, Remains, Runtime};
+use harness::{Bundle, Engine, Remains, Runtime, only_husk};
 use serde_json::{Value, json};
 
 /// A hook that appends its name, the state's status, and whether there is a pid, to `log`.
@@ -30,9 +30,7 @@ fn with_hooks(log: &str) -> Bundle {
 
 #[test]
 fn they_run_in_order() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc tells other states");
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");
     let bundle = with_hooks(log.to_str().unwrap());
@@ -46,9 +44,7 @@ fn they_run_in_order() {
 
 #[test]
 fn poststop_is_owed_until_the_deletion() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc tells other states");
     let before = Remains::seen();
     let directory = tempfile::tempdir().unwrap();
     let log = directory.path().join("log");

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use harness::{Bundle, Output, Runtime};
+use harness::{Bundle, Output, Runtime, only_husk};
 use serde_json::{Value, json};
 
 fn run(bundle: &Bundle) -> Output {
@@ -20,9 +20,7 @@ fn mapped(source: &Path, destination: &str, options: &[&str]) -> Value {
 
 #[test]
 fn files_have_other_owners_through_an_id_mapped_mount() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("Debian's runc maps no mounts");
     let host = tempfile::tempdir().unwrap();
     std::fs::write(host.path().join("file"), "").unwrap();
     std::os::unix::fs::chown(host.path(), Some(5), Some(5)).unwrap();
@@ -38,9 +36,7 @@ fn files_have_other_owners_through_an_id_mapped_mount() {
 
 #[test]
 fn a_mount_takes_the_map_of_the_containers_user_namespace() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("Debian's runc maps no mounts");
     let host = tempfile::tempdir().unwrap();
     let bundle = Bundle::busybox()
         .shell("touch /mapped/new; stat -c %u /mapped /mapped/new; touch /plain/other || echo not mine")
@@ -57,9 +53,7 @@ fn a_mount_takes_the_map_of_the_containers_user_namespace() {
 
 #[test]
 fn owners_below_are_mapped_where_it_is_recursive() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("Debian's runc maps no mounts");
     let host = tempfile::tempdir().unwrap();
     let below = host.path().join("below");
     std::fs::create_dir(&below).unwrap();
@@ -81,9 +75,7 @@ fn owners_below_are_mapped_where_it_is_recursive() {
 
 #[test]
 fn what_cannot_be_mapped_is_said_to_be_so() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("Debian's runc maps no mounts");
     let host = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
         .args(["-t", "ramfs", "ramfs"])

@@ -1,12 +1,10 @@
 //! A container runs under a Linux kernel of its own.
 
-use harness::{Bundle, Runtime};
+use harness::{Bundle, Runtime, only_husk};
 
 #[test]
 fn kernel_is_husks_and_not_the_hosts() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let output = Runtime::from_environment().run(&Bundle::busybox().args(&["uname", "-r"]));
     output.assert_status(0);
     let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();

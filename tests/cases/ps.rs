@@ -1,6 +1,6 @@
 //! The processes of a container.
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 
 const SCRIPT: &str = "sleep 1000 & echo up; wait";
 
@@ -59,9 +59,7 @@ fn a_created_container_has_one_and_a_stopped_one_none() {
 
 #[test]
 fn options_that_only_the_hosts_ps_has_are_refused() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc calls the host's ps");
     let runtime = Runtime::from_environment();
     let container = Background::created(&runtime, Bundle::busybox());
     let refused = runtime.call(&["ps", &container.id, "-o", "pid"]);

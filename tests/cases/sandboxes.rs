@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use harness::{Bundle, Engine, Remains, Runtime};
+use harness::{Bundle, Engine, Remains, Runtime, only_husk};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -148,9 +148,7 @@ fn a_member_ends_with_its_process_and_its_name_is_free() {
 
 #[test]
 fn what_is_left_of_a_member_is_collected() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no sandboxes");
     let pod = pod();
     let before = Remains::seen();
     let member = member(&pod, Bundle::busybox().shell(LOOP));
@@ -248,9 +246,7 @@ fn volumes_of_a_member_follow_the_host_which_keeps_its_own() {
 
 #[test]
 fn a_member_ends_with_its_sandbox() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no sandboxes");
     let before = Remains::seen();
     let pod = pod();
     let member = member(&pod, Bundle::busybox().shell(LOOP));
@@ -265,9 +261,7 @@ fn a_member_ends_with_its_sandbox() {
 
 #[test]
 fn a_member_whose_supervisor_crashed_has_stopped_and_can_be_deleted() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no sandboxes");
     let before = Remains::seen();
     let pod = Engine::of(Bundle::busybox().shell(LOOP));
     let supervisor = pod.make(&["run", "--detach"], &[]);
@@ -330,9 +324,7 @@ fn hooks_of_a_member_are_told_its_own_pid() {
 
 #[test]
 fn the_vm_grows_for_a_members_limit() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no sandboxes");
     let pod = pod();
     let total = [
         "awk",
@@ -359,9 +351,7 @@ fn the_vm_grows_for_a_members_limit() {
 
 #[test]
 fn a_sandbox_that_is_not_there_and_namespaces_of_others_are_refused() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no sandboxes");
     let before = Remains::seen();
     let lost = Engine::of(member_of("nonesuch", Bundle::busybox()));
     let path = lost.bundle().path().to_str().unwrap();

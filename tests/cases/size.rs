@@ -1,15 +1,13 @@
 //! A VM is as large as its bundle asks for.
 
-use harness::{Bundle, Runtime};
+use harness::{Bundle, Runtime, only_husk};
 use serde_json::json;
 
 const SHOW: &str = "nproc; awk '/MemTotal/ {print ($2 > 250000 && $2 < 320000)}' /proc/meminfo";
 
 #[test]
 fn annotations_say_how_large() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let bundle = Bundle::busybox().shell(SHOW).with(
         "/annotations",
         json!({"io.husk.memory": "300", "io.katacontainers.config.hypervisor.default_vcpus": "1.5"}),
@@ -20,9 +18,7 @@ fn annotations_say_how_large() {
 
 #[test]
 fn the_vm_section_says_how_large_and_nothing_else() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let hardware = json!({"hwConfig": {"vcpus": 2, "memory": 300 << 20}});
     let bundle = Bundle::busybox().shell(SHOW).with("/vm", hardware);

@@ -1,6 +1,6 @@
 //! A call in the wrong state fails, in the words that scripts know, and changes nothing.
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 
 #[track_caller]
 fn refused(container: &Background<'_>, words: &[&str], part: &str) {
@@ -99,9 +99,7 @@ fn not_there() {
 
 #[test]
 fn checkpoints_are_refused() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has checkpoints");
     let runtime = Runtime::from_environment();
     for words in [
         &["checkpoint", "--image-path", "/x", "web"][..],

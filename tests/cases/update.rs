@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::Stdio;
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 use serde_json::json;
 
 fn sleeper() -> Bundle {
@@ -112,9 +112,7 @@ fn small() -> Bundle {
 
 #[test]
 fn a_vm_grows_with_a_limit_and_its_container_can_use_it() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let container = Background::started(&runtime, small());
     let before = guest_mib(&container);
@@ -135,9 +133,7 @@ fn a_vm_grows_with_a_limit_and_its_container_can_use_it() {
 
 #[test]
 fn a_vm_that_was_not_used_up_shrinks_with_its_limit() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let container = Background::started(&runtime, small());
     let before = guest_mib(&container);
@@ -158,9 +154,7 @@ fn a_vm_that_was_not_used_up_shrinks_with_its_limit() {
 
 #[test]
 fn more_memory_than_the_vm_can_have_is_refused_with_the_numbers() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let container = Background::started(&runtime, small());
     let before = guest_mib(&container);
@@ -178,9 +172,7 @@ fn more_memory_than_the_vm_can_have_is_refused_with_the_numbers() {
 
 #[test]
 fn vcpus_come_and_go_with_the_quota() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let bundle = sleeper().with("/annotations", json!({"io.husk.max-vcpus": "2"}));
     let container = Background::started(&runtime, bundle);

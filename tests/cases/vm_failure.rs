@@ -2,14 +2,12 @@
 
 use std::fs;
 
-use harness::{Bundle, Remains, Runtime, initrd_with};
+use harness::{Bundle, Remains, Runtime, initrd_with, only_husk};
 use rustix::process::{Signal, kill_process};
 
 #[test]
 fn a_kernel_that_panics_shows_its_last_lines() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let directory = tempfile::tempdir().unwrap();
     let initrd = directory.path().join("initrd.cpio");
     initrd_with(b"not a program", &initrd);
@@ -21,9 +19,7 @@ fn a_kernel_that_panics_shows_its_last_lines() {
 
 #[test]
 fn an_agent_that_never_answers_is_given_up() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let directory = tempfile::tempdir().unwrap();
     let initrd = directory.path().join("initrd.cpio");
     // The probe as /init sleeps for ever.
@@ -43,9 +39,7 @@ fn an_agent_that_never_answers_is_given_up() {
 
 #[test]
 fn a_vm_that_is_killed_ends_its_container_with_137() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let runtime = Runtime::from_environment();
     let before = Remains::seen();
     let bundle = Bundle::busybox().shell("echo up; sleep 1000");

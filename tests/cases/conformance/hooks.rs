@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 use serde_json::{Value, json};
 
 use super::{refused, run};
@@ -92,10 +92,7 @@ fn one_that_fails_at_create_ends_the_container_and_those_after_it_are_not_run() 
 
 #[test]
 fn one_that_fails_after_the_container_costs_a_warning() {
-    // runc ends the row.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc ends the container");
     let runtime = Runtime::from_environment();
     let bundle = Bundle::busybox().args(&["echo", "ran"]);
     let hooks = json!({
@@ -123,10 +120,7 @@ fn one_that_takes_too_long_is_ended() {
 
 #[test]
 fn those_that_are_none_are_refused() {
-    // runc looks at neither.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc looks at neither");
     let with = |hook: Value| Bundle::busybox().with("/hooks", json!({"poststop": [hook]}));
     refused(&with(json!({"path": "bin/true"})), "a relative path");
     refused(

@@ -1,6 +1,6 @@
 //! The process: arguments, environment, terminal, limits, capabilities, names.
 
-use harness::{Bundle, Runtime, Terminal};
+use harness::{Bundle, Runtime, Terminal, only_husk};
 use serde_json::json;
 
 use super::{refused, run};
@@ -140,10 +140,7 @@ fn what_is_not_configured_is_left_as_it_is() {
 
 #[test]
 fn the_domain_name_is_the_configurations() {
-    // runc 1.1 does not know it.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc 1.1 has no domain name");
     let bundle = Bundle::busybox()
         .args(&["cat", "/proc/sys/kernel/domainname"])
         .with("/domainname", json!("example.org"));

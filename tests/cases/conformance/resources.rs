@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk, skip};
 use serde_json::{Value, json};
 
 use super::{refused, run};
@@ -47,10 +47,7 @@ fn listed_devices_are_there_with_mode_and_owner() {
 
 #[test]
 fn a_device_where_another_file_is_is_refused() {
-    // runc takes what is there.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc takes what is there");
     let device = json!([{"path": "/etc/passwd", "type": "c", "major": 1, "minor": 3}]);
     let bundle = Bundle::busybox().with("/linux/devices", device);
     refused(&bundle, "a device in the place of a file");
@@ -79,11 +76,15 @@ fn is_version_2() -> bool {
     Runtime::is_husk() || fs::exists("/sys/fs/cgroup/cgroup.controllers").unwrap()
 }
 
+fn only_version_2() {
+    if !is_version_2() {
+        skip("the host's controllers are those of version 1");
+    }
+}
+
 #[test]
 fn limits_of_version_1_are_converted() {
-    if !is_version_2() {
-        return;
-    }
+    only_version_2();
     let bundle = Bundle::busybox()
         .shell(
             "cd /sys/fs/cgroup; grep . cpu.weight cpu.max memory.max memory.low memory.swap.max pids.max",
@@ -104,9 +105,7 @@ fn limits_of_version_1_are_converted() {
 
 #[test]
 fn unified_values_are_written_and_unknown_controllers_refused() {
-    if !is_version_2() {
-        return;
-    }
+    only_version_2();
     let with = |unified: Value| {
         Bundle::busybox()
             .shell("cd /sys/fs/cgroup; grep . memory.high pids.max")
@@ -216,10 +215,7 @@ fn filters_that_are_none_are_refused() {
 
 #[test]
 fn paths_to_be_hidden_must_be_absolute() {
-    // runc does not look.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc does not look");
     for key in ["maskedPaths", "readonlyPaths"] {
         let bundle = Bundle::busybox().with(&format!("/linux/{key}"), json!(["etc"]));
         refused(&bundle, key);
