@@ -20,6 +20,7 @@ mod exit_status;
 mod features;
 mod gc;
 mod hooks;
+mod hostile_guest;
 mod id_maps;
 mod jail;
 mod kernel;
