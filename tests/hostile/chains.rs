@@ -73,7 +73,7 @@ pub fn direct(report: &mut Report) {
                         ..good
                     }],
                 );
-                let wraps = u64::MAX - u64::from(length) + 1;
+                let wraps = 0u64.wrapping_sub(u64::from(length));
                 for address in [
                     wraps,
                     u64::MAX,

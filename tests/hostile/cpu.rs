@@ -8,9 +8,9 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How often something that is about to happen is looked at before it is given up.
-pub const PATIENCE: u32 = 200_000;
+pub const PATIENCE: u32 = 10_000_000;
 /// Looks between two exits of the VM, which give the device's thread the processor where there is but one.
-const LOOKS_PER_EXIT: u32 = 64;
+const LOOKS_PER_EXIT: u32 = 32;
 
 /// Memory of the guest's that is mapped: more than any case gives it.
 const MAPPED_GIB: usize = 16;
@@ -337,8 +337,13 @@ pub fn relax() {
 }
 
 /// Looks until there is something, or [`PATIENCE`] ends.
-pub fn wait<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    for count in 0..PATIENCE {
+pub fn wait<T>(look: impl FnMut() -> Option<T>) -> Option<T> {
+    wait_for(PATIENCE, look)
+}
+
+/// The same with so many looks.
+pub fn wait_for<T>(looks: u32, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    for count in 0..looks {
         if let Some(found) = look() {
             return Some(found);
         }
@@ -387,6 +392,7 @@ static IS_UP: AtomicBool = AtomicBool::new(false);
 
 /// Starts the second vCPU, which runs `work` for ever. False if it does not come.
 pub fn start_second(work: fn()) -> bool {
+    IS_UP.store(false, Ordering::SeqCst);
     WORK.store(work as usize as u64, Ordering::SeqCst);
     let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
     let length = end.addr() - start.addr();

@@ -27,6 +27,8 @@ const RX_BYTES: u32 = 4096;
 
 /// Packets of a storm.
 const STORM: u32 = 12_000;
+/// Looks at a device that takes nothing because it has no room for answers.
+const STALLED: u32 = 20_000;
 /// Connections that are asked for.
 const DIALS: u32 = 3_000;
 /// No VMM holds more connections for one guest.
@@ -98,6 +100,8 @@ pub struct Socket {
     pub came: [u32; 8],
     /// Where the last one lies, and its length with its header.
     pub last: (u64, u32),
+    /// Looks until a packet that is not taken is given up.
+    patience: u32,
 }
 
 impl Socket {
@@ -113,6 +117,7 @@ impl Socket {
             live,
             came: [0; 8],
             last: (0, 0),
+            patience: if room > 0 { cpu::PATIENCE } else { STALLED },
         })
     }
 
@@ -140,7 +145,7 @@ impl Socket {
 
     /// Offers a packet with `payload`, however long its header says it is; false when the device takes no more.
     pub fn put(&mut self, packet: &Packet, payload: &[u8]) -> bool {
-        let queued = cpu::wait(|| {
+        let queued = cpu::wait_for(self.patience, || {
             self.drain();
             if self.live.rings[1].out() < ENTRIES {
                 return Some(true);

@@ -12,12 +12,24 @@ const RESETS: u32 = 150;
 /// The slot that the second vCPU is at.
 static SLOT: AtomicU8 = AtomicU8::new(RNG);
 static IS_ON: AtomicBool = AtomicBool::new(false);
+/// The second vCPU has nothing to do.
+static IS_IDLE: AtomicBool = AtomicBool::new(false);
 static FED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the second vCPU is to do nothing; it takes a moment for that.
+fn is_idle() -> bool {
+    let is_on = IS_ON.load(Ordering::SeqCst);
+    IS_IDLE.store(!is_on, Ordering::SeqCst);
+    if !is_on {
+        cpu::relax();
+    }
+    !is_on
+}
 
 /// The second vCPU's part: the ring is filled up to the brim without end, and kicked.
 fn feed() {
-    if !IS_ON.load(Ordering::SeqCst) {
-        return cpu::relax();
+    if is_idle() {
+        return;
     }
     let slot = SLOT.load(Ordering::SeqCst);
     let queue = request_queue(slot);
@@ -41,8 +53,8 @@ fn feed() {
 
 /// The second vCPU's part: it resets and starts the device as well.
 fn start_as_well() {
-    if !IS_ON.load(Ordering::SeqCst) {
-        return cpu::relax();
+    if is_idle() {
+        return;
     }
     let device = Device {
         slot: SLOT.load(Ordering::SeqCst),
@@ -72,7 +84,9 @@ fn race(report: &mut Report, work: fn()) {
             device.slot
         );
         // The other one finishes its turn.
-        (0..200).for_each(|_| cpu::relax());
+        IS_IDLE.store(false, Ordering::SeqCst);
+        let idle = cpu::wait(|| IS_IDLE.load(Ordering::SeqCst).then_some(()));
+        report.expect(idle.is_some(), format_args!("the second vCPU hangs"));
         report.expect(
             device.works(),
             format_args!("device {} does not work after that", device.slot),

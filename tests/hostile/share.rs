@@ -24,6 +24,7 @@ pub const REMOVEXATTR: u32 = 24;
 pub const INIT: u32 = 26;
 pub const OPENDIR: u32 = 27;
 pub const READDIR: u32 = 28;
+pub const RELEASEDIR: u32 = 29;
 pub const CREATE: u32 = 35;
 pub const DESTROY: u32 = 38;
 pub const BATCH_FORGET: u32 = 42;
@@ -213,6 +214,13 @@ impl Share {
             self.ask(READDIR, directory, &[&write_body(handle, 0, 4096)])
                 .ok()?,
         );
+        let found = Self::name_in_answer(length, name);
+        let _ = self.ask(RELEASEDIR, directory, &[&write_body(handle, 0, 0)[..24]]);
+        found
+    }
+
+    /// The first name but `.` and `..` in an answer of so many bytes.
+    fn name_in_answer(length: u64, name: &mut [u8; 256]) -> Option<usize> {
         let start = answer_of(FS) + OUT_HEADER;
         let mut at = 0;
         while at + 24 <= length {
