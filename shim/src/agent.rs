@@ -1,35 +1,35 @@
 //! The agent's client: typed calls over the connection the agent dialled.
 //!
 //! Every call has a deadline, so a guest that hangs costs its caller an error and nothing else. When the VM dies the
-//! connection closes and all calls fail with [`AgentError::Lost`]; the VMM's end then says why.
+//! connection closes and all calls fail with [`AgentError::Lost`]; the VMM's end then says why. What the agent answers goes through
+//! [`crate::guest`], byte for byte.
 
-use std::fs::File;
 use std::future::Future;
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
 use agent_api::agent::{
-    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty, Event,
+    ConfigureRequest, ContainerRequest, CreateContainerRequest, CreateProcessRequest, Empty,
     OnlineCpusRequest, ProcessInfo, ProcessRequest, ResizePtyRequest, SignalRequest, StatsResponse,
     Streams, UpdateRequest, WindowSize,
 };
-use agent_api::agent_ttrpc::AgentClient;
-use protobuf::MessageField;
+use protobuf::{Message, MessageField};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::transport::Socket;
-use ttrpc::asynchronous::{Client, ClientStreamReceiver};
-use ttrpc::context::Context;
+use ttrpc::asynchronous::{Client, StreamInner};
 
+use crate::deadlines::{AGENT_PAUSE, AGENT_QUICK, AGENT_WORK};
+use crate::guest::events::GuestEvent;
+use crate::guest::frames::{Credit, Gate, Link, Violation};
+use crate::guest::{Malformed, events, limits, replies, text};
 use crate::process::ProcessKey;
 use crate::state::now_ns;
 
-/// Making and starting containers, and switching CPUs: much work for a guest, on a host that may be slow.
-const WORK_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Everything that the agent answers from what it has at hand.
-const QUICK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The service of `agent.proto`.
+const SERVICE: &str = "husk.agent.v1.Agent";
 
 /// What a kernel's generator is seeded with at once.
 const ENTROPY_BYTES: usize = 64;
@@ -37,21 +37,49 @@ const ENTROPY_BYTES: usize = 64;
 /// A connected agent; clones share the connection.
 #[derive(Clone)]
 pub(crate) struct Agent {
-    client: AgentClient,
+    client: Client,
+    link: Link,
+}
+
+/// What happens in a guest, in order.
+#[derive(Debug)]
+pub(crate) struct GuestEvents {
+    stream: StreamInner,
+    link: Link,
 }
 
 /// Why a call to the agent failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AgentError {
-    /// The agent's own words, with its code.
+    /// The agent's own words, cleaned, with its code.
     #[error("{message}")]
     Refused { code: ttrpc::Code, message: String },
     #[error("the agent did not answer within its deadline")]
     TimedOut,
     #[error("the connection to the agent is lost")]
     Lost,
+    #[error("the agent's answer is no answer")]
+    Malformed(#[from] Malformed),
     #[error("cannot talk to the agent")]
     Io(#[from] io::Error),
+}
+
+impl AgentError {
+    /// Whether what was asked for may be done all the same, or be done yet.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self, Self::TimedOut | Self::Malformed(_))
+    }
+
+    /// Whether the agent says that there is no such container or process.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused {
+                code: ttrpc::Code::NOT_FOUND,
+                ..
+            }
+        )
+    }
 }
 
 impl std::fmt::Debug for Agent {
@@ -60,29 +88,54 @@ impl std::fmt::Debug for Agent {
     }
 }
 
+impl GuestEvents {
+    /// The next one, and its credit, to be kept until it has been acted on. None when the connection has ended, which it does
+    /// when the agent sends what is none.
+    pub(crate) async fn next(&mut self) -> Option<(GuestEvent, Credit)> {
+        // Its end and its loss are the same: an agent never ends it.
+        let bytes = self.stream.recv().await.ok()?;
+        let credit = self.link.credit();
+        match events::event(&bytes) {
+            Ok(event) => Some((event, credit)),
+            Err(malformed) => {
+                self.link.break_off(malformed.into());
+                None
+            }
+        }
+    }
+
+    /// How the agent broke the protocol, if it did.
+    pub(crate) fn violation(&self) -> Option<&Violation> {
+        self.link.violation()
+    }
+}
+
 impl Agent {
     /// Takes over the connection that the agent dialled.
     pub(crate) fn over(stream: OwnedFd) -> Result<Self, AgentError> {
         let stream = StdUnixStream::from(stream);
         stream.set_nonblocking(true)?;
-        let socket = Socket::from(UnixStream::from_std(stream)?);
+        let link = Link::default();
+        let gate = Gate::new(UnixStream::from_std(stream)?, link.clone());
         Ok(Self {
-            client: AgentClient::new(Client::new(socket)),
+            client: Client::new(Socket::new(gate)),
+            link,
         })
     }
 
     /// Gives the guest a clock, entropy and a name of its own.
     pub(crate) async fn configure(&self, hostname: &str) -> Result<(), AgentError> {
         let mut entropy = vec![0; ENTROPY_BYTES];
-        File::open("/dev/urandom")?.read_exact(&mut entropy)?;
+        rustix::io::retry_on_intr(|| getrandom(&mut entropy[..], GetRandomFlags::empty()))
+            .map_err(io::Error::from)?;
         let request = ConfigureRequest {
             realtime_ns: i64::try_from(now_ns()).unwrap_or(i64::MAX),
             entropy,
             hostname: hostname.to_owned(),
             ..Default::default()
         };
-        within(QUICK_TIMEOUT, self.client.configure(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_QUICK, "Configure", &request, replies::done)
+            .await
     }
 
     /// Brings so many of the guest's CPUs online and parks the others.
@@ -91,17 +144,18 @@ impl Agent {
             count: count.into(),
             ..Default::default()
         };
-        within(WORK_TIMEOUT, self.client.online_cpus(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_WORK, "OnlineCpus", &request, replies::done)
+            .await
     }
 
-    /// All events from now on, in order. The stream ends with the connection.
-    pub(crate) async fn events(&self) -> Result<ClientStreamReceiver<Event>, AgentError> {
-        within(
-            QUICK_TIMEOUT,
-            self.client.events(unbounded(), &Empty::default()),
-        )
-        .await
+    /// All events from now on, in order. They end with the connection.
+    pub(crate) async fn events(&self) -> Result<GuestEvents, AgentError> {
+        let request = request("Events", &Empty::default())?;
+        let stream = within(AGENT_QUICK, self.client.new_stream(request, false, true)).await?;
+        Ok(GuestEvents {
+            stream,
+            link: self.link.clone(),
+        })
     }
 
     /// Makes a container from an OCI configuration whose paths are the guest's. Returns its init process's number in the guest.
@@ -117,12 +171,8 @@ impl Agent {
             streams: MessageField::some(streams),
             ..Default::default()
         };
-        let made = within(
-            WORK_TIMEOUT,
-            self.client.create_container(unbounded(), &request),
-        )
-        .await?;
-        Ok(made.pid)
+        self.call(AGENT_WORK, "CreateContainer", &request, replies::pid)
+            .await
     }
 
     /// Makes an exec from an OCI `process` object.
@@ -139,50 +189,33 @@ impl Agent {
             streams: MessageField::some(streams),
             ..Default::default()
         };
-        within(
-            WORK_TIMEOUT,
-            self.client.create_process(unbounded(), &request),
-        )
-        .await?;
-        Ok(())
+        self.call(AGENT_WORK, "CreateProcess", &request, replies::done)
+            .await
     }
 
     /// Executes the program. The pid is the guest's.
     pub(crate) async fn start(&self, key: &ProcessKey) -> Result<u32, AgentError> {
-        let response = if key.is_init() {
+        if key.is_init() {
             let request = container(key);
-            within(
-                WORK_TIMEOUT,
-                self.client.start_container(unbounded(), &request),
-            )
-            .await?
+            self.call(AGENT_WORK, "StartContainer", &request, replies::pid)
+                .await
         } else {
             let request = process(key);
-            within(
-                WORK_TIMEOUT,
-                self.client.start_process(unbounded(), &request),
-            )
-            .await?
-        };
-        Ok(response.pid)
+            self.call(AGENT_WORK, "StartProcess", &request, replies::pid)
+                .await
+        }
     }
 
     /// Removes a container with all its processes, or one exec.
     pub(crate) async fn delete(&self, key: &ProcessKey) -> Result<(), AgentError> {
         if key.is_init() {
             let request = container(key);
-            within(
-                WORK_TIMEOUT,
-                self.client.delete_container(unbounded(), &request),
-            )
-            .await?;
+            self.call(AGENT_WORK, "DeleteContainer", &request, replies::done)
+                .await?;
         } else {
             let request = process(key);
-            within(
-                WORK_TIMEOUT,
-                self.client.delete_process(unbounded(), &request),
-            )
-            .await?;
+            self.call(AGENT_WORK, "DeleteProcess", &request, replies::done)
+                .await?;
         }
         Ok(())
     }
@@ -201,8 +234,8 @@ impl Agent {
             all,
             ..Default::default()
         };
-        within(QUICK_TIMEOUT, self.client.signal(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_QUICK, "Signal", &request, replies::done)
+            .await
     }
 
     /// Sets the size of a process's terminal, in characters.
@@ -223,22 +256,22 @@ impl Agent {
             size: MessageField::some(size),
             ..Default::default()
         };
-        within(QUICK_TIMEOUT, self.client.resize_pty(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_QUICK, "ResizePty", &request, replies::done)
+            .await
     }
 
     /// Stops all processes of a container where they are.
     pub(crate) async fn pause(&self, key: &ProcessKey) -> Result<(), AgentError> {
         let request = container(key);
-        within(QUICK_TIMEOUT, self.client.pause(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_PAUSE, "Pause", &request, replies::done)
+            .await
     }
 
     /// Lets them go on.
     pub(crate) async fn resume(&self, key: &ProcessKey) -> Result<(), AgentError> {
         let request = container(key);
-        within(QUICK_TIMEOUT, self.client.resume(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_QUICK, "Resume", &request, replies::done)
+            .await
     }
 
     /// Sets the limits that an OCI `linux.resources` object, JSON, gives.
@@ -252,34 +285,59 @@ impl Agent {
             resources,
             ..Default::default()
         };
-        within(QUICK_TIMEOUT, self.client.update(unbounded(), &request)).await?;
-        Ok(())
+        self.call(AGENT_QUICK, "Update", &request, replies::done)
+            .await
     }
 
     /// The text of the files of a container's cgroup.
     pub(crate) async fn stats(&self, key: &ProcessKey) -> Result<StatsResponse, AgentError> {
         let request = container(key);
-        within(QUICK_TIMEOUT, self.client.stats(unbounded(), &request)).await
+        self.call(AGENT_QUICK, "Stats", &request, replies::stats)
+            .await
     }
 
     /// The processes of a container, init first.
     pub(crate) async fn processes(&self, key: &ProcessKey) -> Result<Vec<ProcessInfo>, AgentError> {
         let request = container(key);
-        let response = within(QUICK_TIMEOUT, self.client.processes(unbounded(), &request)).await?;
-        Ok(response.processes)
+        self.call(AGENT_QUICK, "Processes", &request, replies::processes)
+            .await
     }
 
     /// Flushes and powers the machine off. The connection's end is the answer.
     pub(crate) async fn shutdown(&self) -> Result<(), AgentError> {
         let request = Empty::default();
-        match within(QUICK_TIMEOUT, self.client.shutdown(unbounded(), &request)).await {
+        match self
+            .call(AGENT_QUICK, "Shutdown", &request, replies::done)
+            .await
+        {
             Ok(_) | Err(AgentError::Lost) => Ok(()),
             Err(error) => Err(error),
         }
     }
+
+    /// Asks, and understands the answer by `read`.
+    async fn call<T>(
+        &self,
+        limit: Duration,
+        method: &str,
+        message: &impl Message,
+        read: fn(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<T, AgentError> {
+        let call = self.client.request(request(method, message)?);
+        Ok(read(&within(limit, call).await?.payload)?)
+    }
 }
 
-/// The deadline is kept here alone: an agent told of it would drop its work half done.
+/// A call without a deadline of ttrpc's: [`within`] keeps it alone, since an agent that is told of it would drop its work half done.
+fn request(method: &str, message: &impl Message) -> io::Result<ttrpc::Request> {
+    Ok(ttrpc::Request {
+        service: SERVICE.to_owned(),
+        method: method.to_owned(),
+        payload: message.write_to_bytes().map_err(io::Error::other)?,
+        ..Default::default()
+    })
+}
+
 async fn within<T>(
     limit: Duration,
     call: impl Future<Output = ttrpc::Result<T>>,
@@ -288,15 +346,11 @@ async fn within<T>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(ttrpc::Error::RpcStatus(status))) => Err(AgentError::Refused {
             code: status.code(),
-            message: status.message,
+            message: text::clean(&status.message, limits::ERROR_MAX_BYTES),
         }),
         Ok(Err(_)) => Err(AgentError::Lost),
         Err(_) => Err(AgentError::TimedOut),
     }
-}
-
-fn unbounded() -> Context {
-    Context::default()
 }
 
 fn container(key: &ProcessKey) -> ContainerRequest {

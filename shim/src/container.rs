@@ -26,8 +26,10 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) init: Process,
     pub(crate) execs: BTreeMap<String, Process>,
-    /// Once they are mounted.
+    /// While they are in the share.
     pub(crate) files: Option<ContainerFiles>,
+    /// Whether there has been a container.
+    pub(crate) is_made: bool,
     /// The process of this host that stands for it, if it is a member of another's sandbox.
     pub(crate) stand_in: Option<i32>,
     /// Its init process in the guest, once there is one.
@@ -59,6 +61,7 @@ impl Container {
             init: Process::new(stdio),
             execs: BTreeMap::new(),
             files: None,
+            is_made: false,
             stand_in: None,
             guest_pid: None,
             freezer: Freezer::Thawed,
@@ -106,7 +109,7 @@ impl Container {
 
     /// Whether it was made, and its init process has exited.
     pub(crate) fn is_over(&self) -> bool {
-        self.files.is_some() && self.init.exit().is_some()
+        self.is_made && self.init.exit().is_some()
     }
 
     /// Every process is gone. Returns those whose end this is, execs first.

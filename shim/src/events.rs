@@ -1,8 +1,11 @@
 //! What happens in a sandbox: told to everybody who subscribed, in containerd's words.
 //!
-//! A process is told of in the order of its life: added, started, exited, deleted. A subscriber that does not keep up loses the oldest events and is told how many; nobody waits for it.
+//! A process is told of in the order of its life: added, started, exited, deleted. No exit is ever left out.
+//! Nobody waits for a subscriber: one that is [`BEHIND_MAX`] events behind is told those, and that it has been given up.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use containerd_shim_protos::events::task::{
     TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused,
@@ -13,14 +16,18 @@ use containerd_shim_protos::topics;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{MessageField, MessageFull};
-use tokio::sync::broadcast;
+use tokio::sync::Notify;
 
 use crate::process::{Exit, ProcessKey};
 use crate::state::now_ns;
 use crate::stdio::Stdio;
 
-/// Events a subscriber may be behind: a guest can make as many as it likes.
-const BEHIND_MAX: usize = 256;
+/// Events a subscriber may be behind. All but those about memory are of what somebody asked the sandbox for; so many are those of a
+/// thousand execs.
+const BEHIND_MAX: usize = 4096;
+
+/// Events about memory among them: a guest can make as many as it likes. More tell nothing new, and are left out.
+const OOMS_BEHIND_MAX: usize = 64;
 
 const NS_PER_S: u64 = 1_000_000_000;
 
@@ -59,29 +66,102 @@ pub(crate) enum Event {
 }
 
 /// Where events are published; clones are the same place.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Events {
-    subscribers: broadcast::Sender<Event>,
+    subscribers: Arc<Mutex<Vec<Weak<Queue>>>>,
 }
 
-impl Events {
-    pub(crate) fn new() -> Self {
-        Self {
-            subscribers: broadcast::Sender::new(BEHIND_MAX),
-        }
-    }
+/// The events that one subscriber is to be told.
+#[derive(Debug)]
+pub(crate) struct Subscription(Arc<Queue>);
 
+#[derive(Debug, Default)]
+struct Queue {
+    behind: Mutex<Behind>,
+    arrived: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Behind {
+    events: VecDeque<Event>,
+    /// How many of them are about memory.
+    ooms: usize,
+    overrun: bool,
+}
+
+/// Why a subscription has ended: all events before have been told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the subscriber of events is more than {BEHIND_MAX} of them behind")]
+pub(crate) struct Overrun;
+
+impl Events {
     /// Tells all subscribers; none is no error.
     pub(crate) fn publish(&self, event: Event) {
         tracing::debug!(?event, "published");
-        // Fails without a subscriber only.
-        let _ = self.subscribers.send(event);
+        let mut subscribers = lock(&self.subscribers);
+        subscribers.retain(|queue| match queue.upgrade() {
+            Some(queue) => {
+                queue.push(event.clone());
+                true
+            }
+            None => false,
+        });
     }
 
     /// All events from now on.
-    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Event> {
-        self.subscribers.subscribe()
+    pub(crate) fn subscribe(&self) -> Subscription {
+        let queue = Arc::new(Queue::default());
+        lock(&self.subscribers).push(Arc::downgrade(&queue));
+        Subscription(queue)
     }
+}
+
+impl Queue {
+    fn push(&self, event: Event) {
+        let mut behind = lock(&self.behind);
+        let is_oom = matches!(event, Event::Oom { .. });
+        // Those that a guest makes at will must not cost those of its life.
+        if behind.overrun || is_oom && behind.ooms >= OOMS_BEHIND_MAX {
+            return;
+        }
+        if behind.events.len() >= BEHIND_MAX {
+            behind.overrun = true;
+        } else {
+            behind.ooms += usize::from(is_oom);
+            behind.events.push_back(event);
+        }
+        drop(behind);
+        self.arrived.notify_one();
+    }
+}
+
+impl Subscription {
+    /// The next event.
+    pub(crate) async fn recv(&mut self) -> Result<Event, Overrun> {
+        loop {
+            let arrived = self.0.arrived.notified();
+            if let Some(next) = self.next_now() {
+                return next;
+            }
+            arrived.await;
+        }
+    }
+
+    /// The same, if it is there.
+    pub(crate) fn next_now(&self) -> Option<Result<Event, Overrun>> {
+        let mut behind = lock(&self.0.behind);
+        match behind.events.pop_front() {
+            Some(event) => {
+                behind.ooms -= usize::from(matches!(event, Event::Oom { .. }));
+                Some(Ok(event))
+            }
+            None => behind.overrun.then_some(Err(Overrun)),
+        }
+    }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Event {
@@ -270,17 +350,61 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_subscriber_that_is_slow_loses_the_oldest() {
-        let events = Events::new();
-        let mut subscriber = events.subscribe();
-        for _ in 0..=BEHIND_MAX {
-            events.publish(Event::Oom {
-                container: "web".into(),
-            });
+    fn exit_of(number: usize) -> Event {
+        let status = u32::try_from(number).unwrap();
+        Event::Exit {
+            key: ProcessKey::init("web"),
+            pid: 7,
+            exit: Exit { status, at_ns: 0 },
         }
-        let lagged = subscriber.recv().await.unwrap_err();
-        assert_eq!(lagged, broadcast::error::RecvError::Lagged(1));
-        assert!(subscriber.recv().await.is_ok());
+    }
+
+    fn oom() -> Event {
+        Event::Oom {
+            container: "web".into(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_about_memory_does_not_cost_an_exit() {
+        let events = Events::default();
+        let mut subscriber = events.subscribe();
+        for number in 0..1000 {
+            for _ in 0..100 {
+                events.publish(oom());
+            }
+            events.publish(exit_of(number));
+        }
+        let (mut exits, mut ooms) = (0, 0);
+        while let Some(event) = subscriber.next_now() {
+            match event.unwrap() {
+                event @ Event::Exit { .. } => {
+                    assert_eq!(event, exit_of(exits));
+                    exits += 1;
+                }
+                _ => ooms += 1,
+            }
+        }
+        assert_eq!((exits, ooms), (1000, OOMS_BEHIND_MAX));
+        events.publish(oom());
+        assert_eq!(subscriber.recv().await, Ok(oom()));
+    }
+
+    #[tokio::test]
+    async fn a_subscriber_that_is_far_behind_is_told_so_after_what_it_missed_nothing_of() {
+        let events = Events::default();
+        let mut subscriber = events.subscribe();
+        for number in 0..=BEHIND_MAX {
+            events.publish(exit_of(number));
+        }
+        for number in 0..BEHIND_MAX {
+            assert_eq!(subscriber.recv().await, Ok(exit_of(number)));
+        }
+        assert_eq!(subscriber.recv().await, Err(Overrun));
+        events.publish(exit_of(0));
+        assert_eq!(subscriber.recv().await, Err(Overrun));
+        drop(subscriber);
+        events.publish(exit_of(0));
+        assert!(lock(&events.subscribers).is_empty());
     }
 }

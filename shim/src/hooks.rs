@@ -6,7 +6,8 @@
 //!
 //! A hook is a program of the host, with the container's state as JSON on its standard input; the pid in there is the one
 //! that is reported for the container. It runs in the supervisor's mount namespace, where it sees the host's mounts, and mounts of its own
-//! are not seen by the host. A hook that fails before the container is made fails the create; a later one costs a warning, as the OCI
+//! are not seen by the host. Its processes are a group, which is killed as one when it takes too long, and its limit of descriptors is
+//! that of whoever started husk. A hook that fails before the container is made fails the create; a later one costs a warning, as the OCI
 //! specification has it.
 
 use std::collections::BTreeMap;
@@ -16,12 +17,15 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime as oci;
+use rustix::process::{Pid, Resource, Signal, kill_process_group, setrlimit};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
+use crate::inherited;
 use crate::spec::VERSION;
 use crate::state::Status;
+use crate::storage::Storage;
 
 /// A container's hooks, by when they run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -101,14 +105,31 @@ impl Hook {
         &self.path
     }
 
-    async fn run(&self, state: &[u8], bundle: &Path) -> Result<(), HookError> {
-        let ended = self.execute(state, bundle);
+    async fn run(&self, storage: &Storage, state: &[u8], bundle: &Path) -> Result<(), HookError> {
+        let failed = |source| HookError::Run {
+            path: self.path.clone(),
+            source,
+        };
+        let command = self.command(bundle);
+        // Neither the bundle's file system nor that of the program need answer.
+        let started = storage.run_or_undo(
+            "a hook",
+            move || start(command),
+            |late| {
+                drop(late.map(|mut running| running.kill()));
+            },
+        );
+        let mut running = started
+            .await
+            .map_err(|e| failed(io::Error::other(e)))?
+            .map_err(failed)?;
+        let ended = running.end(state);
         let status = match self.timeout {
             None => ended.await,
-            // The program is killed as it is dropped.
             Some(after) => match tokio::time::timeout(after, ended).await {
                 Ok(status) => status,
                 Err(_) => {
+                    running.kill();
                     return Err(HookError::TimedOut {
                         path: self.path.clone(),
                         after,
@@ -116,20 +137,16 @@ impl Hook {
                 }
             },
         };
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(HookError::Failed {
+        match status.map_err(failed)? {
+            status if status.success() => Ok(()),
+            status => Err(HookError::Failed {
                 path: self.path.clone(),
                 status,
-            }),
-            Err(source) => Err(HookError::Run {
-                path: self.path.clone(),
-                source,
             }),
         }
     }
 
-    async fn execute(&self, state: &[u8], bundle: &Path) -> io::Result<ExitStatus> {
+    fn command(&self, bundle: &Path) -> Command {
         let mut command = Command::new(&self.path);
         command
             .env_clear()
@@ -137,19 +154,58 @@ impl Hook {
             .current_dir(bundle)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
+            .process_group(0)
             .kill_on_drop(true);
         if let Some((name, args)) = self.args.split_first() {
             command.arg0(name).args(args);
         }
-        let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
+        command
+    }
+}
+
+/// A hook's program, and what it has started in its process group.
+struct Running {
+    child: Child,
+    group: Option<Pid>,
+}
+
+/// Executes the program, with the limit of descriptors that this process was started with.
+fn start(mut command: Command) -> io::Result<Running> {
+    let limit = inherited::descriptor_limit();
+    // SAFETY: between fork and exec the closure makes one system call; it takes no lock and no memory.
+    unsafe {
+        command.pre_exec(move || match limit {
+            Some(limit) => Ok(setrlimit(Resource::Nofile, limit)?),
+            None => Ok(()),
+        });
+    }
+    let child = command.spawn()?;
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    Ok(Running {
+        child,
+        group: pid.and_then(Pid::from_raw),
+    })
+}
+
+impl Running {
+    async fn end(&mut self, state: &[u8]) -> io::Result<ExitStatus> {
+        if let Some(mut stdin) = self.child.stdin.take() {
             match stdin.write_all(state).await {
                 // It need not read its state.
                 Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
                 _ => {}
             }
         }
-        child.wait().await
+        self.child.wait().await
+    }
+
+    /// Kills all of its group. The program itself has not been waited for, so that the number is no other group's.
+    fn kill(&mut self) {
+        if let Some(group) = self.group
+            && let Err(e) = kill_process_group(group, Signal::KILL)
+        {
+            tracing::debug!("the hook's processes are gone: {e}");
+        }
     }
 }
 
@@ -168,21 +224,26 @@ impl From<&oci::Hook> for Hook {
 }
 
 /// Runs hooks in order, up to the first that fails.
-pub(crate) async fn run(hooks: &[Hook], state: &HookState) -> Result<(), HookError> {
+pub(crate) async fn run(
+    storage: &Storage,
+    hooks: &[Hook],
+    state: &HookState,
+) -> Result<(), HookError> {
     for hook in hooks {
         let json = serde_json::to_vec(state).map_err(|e| HookError::Run {
             path: hook.path.clone(),
             source: e.into(),
         })?;
-        hook.run(&json, &state.bundle).await?;
+        hook.run(storage, &json, &state.bundle).await?;
     }
     Ok(())
 }
 
 /// Runs all hooks; one that fails costs a warning.
 pub(crate) async fn run_anyway(hooks: &[Hook], state: &HookState) {
+    let storage = Storage::default();
     for hook in hooks {
-        if let Err(e) = run(std::slice::from_ref(hook), state).await {
+        if let Err(e) = run(&storage, std::slice::from_ref(hook), state).await {
             let error = anyhow::Error::from(e);
             tracing::warn!("{error:#}");
         }
@@ -210,7 +271,9 @@ mod tests {
     async fn a_hook_gets_state_arguments_and_environment() {
         let bundle = tempfile::tempdir().unwrap();
         let hook = shell("cat >$OUT; echo \"$0 $HOME\" >>$OUT", None);
-        run(&[hook], &state(bundle.path())).await.unwrap();
+        run(&Storage::default(), &[hook], &state(bundle.path()))
+            .await
+            .unwrap();
         let out = std::fs::read_to_string(bundle.path().join("out")).unwrap();
         let (json, rest) = out.rsplit_once('}').unwrap();
         let got: serde_json::Value = serde_json::from_str(&format!("{json}}}")).unwrap();
@@ -229,7 +292,9 @@ mod tests {
     async fn the_first_failure_ends_the_row() {
         let bundle = tempfile::tempdir().unwrap();
         let hooks = [shell("exit 3", None), shell("touch out", None)];
-        let error = run(&hooks, &state(bundle.path())).await.unwrap_err();
+        let error = run(&Storage::default(), &hooks, &state(bundle.path()))
+            .await
+            .unwrap_err();
         assert!(matches!(error, HookError::Failed { status, .. } if status.code() == Some(3)));
         assert!(!bundle.path().join("out").exists());
         run_anyway(&hooks, &state(bundle.path())).await;
@@ -240,15 +305,47 @@ mod tests {
     async fn a_hook_that_takes_too_long_is_killed() {
         let bundle = tempfile::tempdir().unwrap();
         let hook = shell("exec sleep 60", Some(Duration::ZERO));
-        let error = run(&[hook], &state(bundle.path())).await.unwrap_err();
+        let error = run(&Storage::default(), &[hook], &state(bundle.path()))
+            .await
+            .unwrap_err();
         assert!(matches!(error, HookError::TimedOut { .. }));
+    }
+
+    /// Time stands still while the test's own blocking work is under way, and passes at once when all wait.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_hook_has_started_is_killed_with_it() {
+        let bundle = tempfile::tempdir().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        // Only the hook's child has the pipe's writing end once this process has closed its own.
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&writer);
+        let script = format!(
+            "(echo; exec sleep 1000) >/proc/{}/fd/{fd} & wait",
+            std::process::id()
+        );
+        let begun = tokio::task::spawn_blocking(move || {
+            io::Read::read_exact(&mut reader, &mut [0; 1]).unwrap();
+            reader
+        });
+        let path = bundle.path().to_owned();
+        let hook = tokio::spawn(async move {
+            let hook = shell(&script, Some(Duration::from_secs(1000)));
+            run(&Storage::default(), &[hook], &state(&path)).await
+        });
+        let mut reader = begun.await.unwrap();
+        drop(writer);
+        let error = hook.await.unwrap();
+        assert!(matches!(error, Err(HookError::TimedOut { .. })));
+        let end = move || io::Read::read(&mut reader, &mut [0; 1]).unwrap();
+        assert_eq!(tokio::task::spawn_blocking(end).await.unwrap(), 0);
     }
 
     #[tokio::test]
     async fn a_missing_hook_is_named() {
         let mut hook = shell("", None);
         hook.path = "/none/hook".into();
-        let error = run(&[hook], &state(Path::new("/"))).await.unwrap_err();
+        let error = run(&Storage::default(), &[hook], &state(Path::new("/")))
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "cannot run the hook /none/hook");
     }
 }

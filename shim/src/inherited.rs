@@ -1,9 +1,14 @@
-//! Descriptors that this process inherited and knows nothing of: a supervisor lives on when its starter has ended, and must not hold open
-//! what an engine waits to be closed.
+//! What this process inherited: descriptors that it knows nothing of, since a supervisor lives on when its starter has ended, and must not hold
+//! open what an engine waits to be closed; and the limit of descriptors, which is raised for itself and not for programs that it runs for others.
 
 use std::io;
+use std::sync::OnceLock;
 
 use nix::libc;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The limit of descriptors, once it has been raised. As the limit itself, it is the whole process's.
+static DESCRIPTOR_LIMIT: OnceLock<Rlimit> = OnceLock::new();
 
 /// The first descriptor that is not a standard stream.
 const FIRST: libc::c_uint = 3;
@@ -18,6 +23,23 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Raises the limit of descriptors as far as it goes.
+pub(crate) fn raise_descriptor_limit() -> io::Result<()> {
+    let before = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: before.maximum,
+        ..before
+    };
+    setrlimit(Resource::Nofile, raised)?;
+    DESCRIPTOR_LIMIT.get_or_init(|| before);
+    Ok(())
+}
+
+/// The limit that this process was started with, if it has another one now.
+pub(crate) fn descriptor_limit() -> Option<Rlimit> {
+    DESCRIPTOR_LIMIT.get().copied()
 }
 
 #[cfg(test)]

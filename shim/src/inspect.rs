@@ -15,7 +15,6 @@ use agent_api::agent::{ContainerRequest, ProcessInfo, ProcessesResponse};
 use async_trait::async_trait;
 use containerd_shim_protos::api::Empty;
 use containerd_shim_protos::shim::event::Envelope;
-use tokio::sync::broadcast::error::RecvError;
 use ttrpc::asynchronous::{
     Client, ClientStreamReceiver, MethodHandler, ServerStreamSender, Service, StreamHandler,
     StreamInner, TtrpcContext,
@@ -83,8 +82,12 @@ impl Inspect {
                     Ok(envelope) => sender.send(&envelope).await?,
                     Err(error) => tracing::error!("an event cannot be written: {error}"),
                 },
-                Err(RecvError::Lagged(count)) => tracing::warn!(count, "events were lost"),
-                Err(RecvError::Closed) => return Ok(()),
+                Err(overrun) => {
+                    tracing::warn!("{overrun}");
+                    let code = ttrpc::Code::RESOURCE_EXHAUSTED;
+                    let status = ttrpc::get_status(code, overrun.to_string());
+                    return Err(ttrpc::Error::RpcStatus(status));
+                }
             }
         }
     }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!   creating ─► created ─► starting ─► running ─► stopped ─► (deleted)
-//!                  └──────────┴────────┬─────────────▲
-//!                    pausing ─► paused ─► resuming
+//!      │           └──────────┬────────┬─────────────▲
+//!      │             pausing ─► paused ─► resuming   │
+//!      └─► undoing ─► (none)  └─► unknown ───────────┘
 //! ```
 //!
-//! The second line is the container's and hides the first from all its processes, as [`crate::container`] tells.
+//! The third line is the container's and hides the first from all its processes, as [`crate::container`] tells. The last one is that of an agent
+//! that did not answer in time.
 //!
 //! A process stops once, with the first exit that is reported: the agent's event, or 137 when the VM ends. Whoever waits
 //! gets that exit, also when the record is deleted meanwhile.
@@ -56,6 +58,10 @@ pub(crate) enum Phase {
     /// Its container is being resumed.
     Resuming,
     Stopped,
+    /// The agent was to start it, and did not answer in time.
+    Unknown,
+    /// The agent was to make it, and did not answer in time: it is being removed from the guest.
+    Undoing,
     /// Its output is being delivered, then it is removed.
     Deleting,
 }
@@ -114,8 +120,8 @@ impl Exit {
 impl From<Phase> for Status {
     fn from(phase: Phase) -> Self {
         match phase {
-            Phase::Creating => Self::Creating,
-            Phase::Created | Phase::Starting => Self::Created,
+            Phase::Creating | Phase::Undoing => Self::Creating,
+            Phase::Created | Phase::Starting | Phase::Unknown => Self::Created,
             Phase::Running | Phase::Pausing => Self::Running,
             Phase::Paused | Phase::Resuming => Self::Paused,
             Phase::Stopped | Phase::Deleting => Self::Stopped,
@@ -134,6 +140,8 @@ impl fmt::Display for Phase {
             Self::Paused => "paused",
             Self::Resuming => "being resumed",
             Self::Stopped => "stopped",
+            Self::Unknown => "in an unknown state",
+            Self::Undoing => "being undone",
             Self::Deleting => "being deleted",
         })
     }

@@ -23,13 +23,16 @@ use crate::agent::{Agent, AgentError};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::container::Container;
-use crate::events::{Event, Events};
+use crate::deadlines::END_FOLLOWS;
+use crate::events::{Event, Events, Subscription};
+use crate::guest::budget::{LogBudget, Verdict};
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
-use crate::rootfs::Share;
+use crate::rootfs::{ContainerFiles, Share};
 use crate::spec::{Extent, HostPart, VmSize};
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
 use crate::stdio::StreamIds;
+use crate::storage::Storage;
 use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
 use standstill::{AgentCalls, Standstill};
@@ -44,6 +47,7 @@ mod query;
 mod shutdown;
 mod standstill;
 mod start;
+mod undo;
 mod update;
 
 pub(crate) use boot::BootError;
@@ -76,6 +80,8 @@ pub(crate) struct Sandbox {
     closing: bool,
     life: watch::Sender<Life>,
     events: Events,
+    /// Lines about memory, which a guest can run out of at will.
+    oom_lines: LogBudget,
 }
 
 /// Whose pid is reported for the processes of a sandbox, which have none on this host.
@@ -122,6 +128,8 @@ pub(crate) struct Handle {
     turns: mpsc::UnboundedSender<Turn>,
     life: watch::Receiver<Life>,
     events: Events,
+    /// For all that a file system can hold up.
+    storage: Storage,
 }
 
 /// What a sandbox is made of before its first container.
@@ -140,11 +148,12 @@ pub(crate) struct Origin {
 pub(crate) fn start(origin: Origin) -> Handle {
     let (turns, mut mailbox) = mpsc::unbounded_channel::<Turn>();
     let (life, watched) = watch::channel(Life::Idle);
-    let events = Events::new();
+    let events = Events::default();
     let handle = Handle {
         turns,
         life: watched,
         events: events.clone(),
+        storage: Storage::default(),
     };
     let mut sandbox = Sandbox {
         id: origin.id,
@@ -163,6 +172,7 @@ pub(crate) fn start(origin: Origin) -> Handle {
         closing: false,
         life,
         events,
+        oom_lines: LogBudget::new(),
     };
     sandbox.save();
     tokio::spawn(async move {
@@ -205,8 +215,16 @@ impl Handle {
             .unwrap_or(Err(TaskError::Closing))
     }
 
+    /// Takes a container's files away from the guest.
+    async fn remove_files(&self, files: ContainerFiles) {
+        let removed = self.storage.run("a container", move || files.remove());
+        if let Err(error) = removed.await {
+            tracing::warn!("what a container was made of is not removed: {error}");
+        }
+    }
+
     /// What happens from now on.
-    pub(crate) fn events(&self) -> tokio::sync::broadcast::Receiver<Event> {
+    pub(crate) fn events(&self) -> Subscription {
         self.events.subscribe()
     }
 
@@ -242,7 +260,7 @@ impl Machine {
     /// A lost agent's error becomes the VM's end, which follows it closely.
     async fn explain(&self, error: AgentError) -> TaskError {
         if matches!(error, AgentError::Lost)
-            && let Ok(end) = tokio::time::timeout(boot::END_FOLLOWS, self.vm.ended()).await
+            && let Ok(end) = tokio::time::timeout(END_FOLLOWS, self.vm.ended()).await
         {
             return TaskError::VmEnded(end);
         }
@@ -314,8 +332,9 @@ impl Sandbox {
     /// The agent's news of an exit.
     fn on_exit(&mut self, key: &ProcessKey, exit: Exit) {
         let pid = self.pid(&key.container);
+        // Whatever else a guest tells of is not worth a line.
         let Ok(process) = self.process_mut(key) else {
-            return tracing::debug!(process = %key, "an exit of an unknown process");
+            return;
         };
         let starting = process.phase == Phase::Starting;
         if !process.stop(exit) {
@@ -342,11 +361,24 @@ impl Sandbox {
     }
 
     /// The agent's news that the kernel killed a process of a container for memory.
-    fn on_oom(&self, container: String) {
-        tracing::warn!(container, "out of memory");
-        if self.containers.contains_key(&container) {
-            self.events.publish(Event::Oom { container });
+    fn on_oom(&mut self, container: String) {
+        if !self.containers.contains_key(&container) {
+            return;
         }
+        if let Verdict::Write { left_out } = self.oom_lines.line() {
+            tracing::warn!(container, left_out, "out of memory");
+        }
+        self.events.publish(Event::Oom { container });
+    }
+
+    /// A process that was to be made, and is not there after all.
+    fn forget(&mut self, key: &ProcessKey) {
+        if key.is_init() {
+            self.containers.remove(&key.container);
+        } else if let Some(container) = self.containers.get_mut(&key.container) {
+            container.execs.remove(&key.exec);
+        }
+        self.save();
     }
 
     /// The VM has ended: so has every process.

@@ -302,7 +302,7 @@ fn state_response(key: ProcessKey, state: ProcessState) -> api::StateResponse {
 
 fn status(phase: Phase) -> api::Status {
     match phase {
-        Phase::Creating => api::Status::UNKNOWN,
+        Phase::Creating | Phase::Undoing | Phase::Unknown => api::Status::UNKNOWN,
         Phase::Created | Phase::Starting => api::Status::CREATED,
         Phase::Running => api::Status::RUNNING,
         Phase::Pausing => api::Status::PAUSING,

@@ -308,6 +308,11 @@ impl ProcessRef {
         })
     }
 
+    /// Names this process.
+    pub(crate) fn this() -> Option<Self> {
+        Self::of(i32::try_from(std::process::id()).ok()?)
+    }
+
     /// A pidfd of the process while it is alive; None once it is gone, whoever has its pid now.
     pub(crate) fn open(self) -> Option<std::os::fd::OwnedFd> {
         let pid = Pid::from_raw(self.pid)?;

@@ -13,17 +13,17 @@
 //! - the outside reader goes away: the stream is closed, so that the process gets `EPIPE`.
 //!
 //! Backpressure is one chunk per stream here, then the guest's vsock credit. After the process has exited, what is on its way
-//! is delivered ([`ProcessStreams::drain`]); only a stream that stands still for [`DRAIN_IDLE`] is given up.
+//! is delivered ([`ProcessStreams::drain`]); only a stream that stands still for [`DRAIN`] is given up.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_api::{PORT_STREAM, StreamId};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
+use crate::deadlines::DRAIN;
 use crate::vm::{Control, ControlError};
 
 mod console;
@@ -34,17 +34,14 @@ mod pump;
 pub(crate) use console::Console;
 use end::End;
 use outside::Keeper;
-pub(crate) use outside::{Lender, Outside, OutsideError};
+pub(crate) use outside::{Lender, Outside, OutsideError, lent_name};
 use pump::Progress;
-
-/// How long a stream of an exited process may stand still before the rest of it is given up.
-pub(crate) const DRAIN_IDLE: Duration = Duration::from_secs(10);
 
 /// What the caller of the Task API wants a process's streams to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stdio {
     pub(crate) terminal: bool,
-    /// A FIFO's path, `fd://PID/N`, or empty for none; so are the others.
+    /// A FIFO's path, [`lent_name`], or empty for none; so are the others.
     pub(crate) stdin: String,
     pub(crate) stdout: String,
     /// Not used with a terminal.
@@ -200,27 +197,32 @@ impl ProcessStreams {
         }
     }
 
-    /// Waits until all output is delivered. Gives up on a stream that stands still for [`DRAIN_IDLE`], unless it is only
+    /// Waits until all output is delivered. Gives up on a stream that stands still for [`DRAIN`], unless it is only
     /// the outside that does not read and the process that lent its descriptors is alive.
     pub(crate) async fn drain(mut self) {
         self.end_input();
-        let lender = self.lender.take();
-        for mut output in std::mem::take(&mut self.outputs) {
-            let mut moved = output.progress.moved();
-            while tokio::time::timeout(DRAIN_IDLE, &mut output.pump)
-                .await
-                .is_err()
-            {
-                let now = output.progress.moved();
-                let may_wait = output.progress.waits_for_outside()
-                    && lender.as_ref().is_some_and(Lender::is_alive);
-                if now == moved && !may_wait {
-                    tracing::warn!("an output stream stood still after its process had exited");
-                    output.pump.abort();
-                    break;
-                }
-                moved = now;
+        let lender = self.lender.take().map(Arc::new);
+        let mut deliveries = JoinSet::new();
+        for output in std::mem::take(&mut self.outputs) {
+            deliveries.spawn(output.deliver(lender.clone()));
+        }
+        deliveries.join_all().await;
+    }
+}
+
+impl Output {
+    async fn deliver(mut self, lender: Option<Arc<Lender>>) {
+        let mut moved = self.progress.moved();
+        while tokio::time::timeout(DRAIN, &mut self.pump).await.is_err() {
+            let now = self.progress.moved();
+            let may_wait = self.progress.waits_for_outside()
+                && lender.as_ref().is_some_and(|lender| lender.is_alive());
+            if now == moved && !may_wait {
+                tracing::warn!("an output stream stood still after its process had exited");
+                self.pump.abort();
+                return;
             }
+            moved = now;
         }
     }
 }

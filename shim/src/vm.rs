@@ -7,7 +7,8 @@
 //!
 //! A VMM is told its machine on standard input and inherits two descriptors, the control socket and the console's pipe,
 //! whose numbers are its arguments. It is the first process of a PID namespace of its own. It ends by itself when the control
-//! socket closes, so a dead supervisor leaves none. How it ended is known once, as a [`VmEnd`], to everybody who waits for it.
+//! socket closes, so a dead supervisor leaves none; one whose control is lost while it runs on is killed. How it ended is known
+//! once, as a [`VmEnd`], to everybody who waits for it.
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -15,7 +16,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use nix::sched::CloneFlags;
 use rustix::io::FdFlags;
@@ -26,6 +27,7 @@ use tokio::task::JoinHandle;
 use vmm_api::{ExitCode, VmConfig};
 
 use crate::cgroup::Cgroup;
+use crate::deadlines::END_FOLLOWS;
 use crate::polled;
 use crate::state::ProcessRef;
 
@@ -50,6 +52,8 @@ pub(crate) struct Vm {
     pub(crate) control: Control,
     pub(crate) console: Console,
     pidfd: Arc<OwnedFd>,
+    /// Why the supervisor has killed it, if it has.
+    killed_for: Arc<OnceLock<String>>,
     ended: watch::Receiver<Option<Arc<VmEnd>>>,
 }
 
@@ -93,6 +97,8 @@ pub(crate) enum EndReason {
     Failed(String),
     /// The kernel killed the VMM because its cgroup had no memory left.
     OutOfMemory,
+    /// The supervisor gave it up, for this reason.
+    GivenUp(String),
     /// A signal ended the VMM.
     Killed(i32),
     /// A status that a VMM does not have.
@@ -110,6 +116,7 @@ impl fmt::Display for EndReason {
             Self::OutOfMemory => {
                 out.write_str("the VMM was killed: its cgroup on the host ran out of memory")
             }
+            Self::GivenUp(reason) => write!(out, "the VM was ended: {reason}"),
             Self::Killed(signal) => write!(out, "the VMM was killed by signal {signal}"),
             Self::Unknown(status) => write!(out, "the VMM exited with status {status}"),
         }
@@ -156,6 +163,7 @@ impl Vm {
                 return Err(e);
             }
         };
+        tokio::spawn(watch_control(vm.clone()));
         tokio::spawn(watch_end(
             child,
             vm.clone(),
@@ -187,6 +195,7 @@ impl Vm {
             control,
             console,
             pidfd: Arc::new(pidfd),
+            killed_for: Arc::default(),
             ended: end,
         };
         Ok((vm, events, ended, outputs))
@@ -202,6 +211,7 @@ impl Vm {
             control,
             console: Console::default(),
             pidfd: Arc::new(process.open().unwrap()),
+            killed_for: Arc::default(),
             ended: end,
         };
         (vm, ended)
@@ -221,6 +231,13 @@ impl Vm {
     /// The end, when it has come.
     pub(crate) fn end(&self) -> Option<Arc<VmEnd>> {
         self.ended.borrow().clone()
+    }
+
+    /// Kills the VMM, whose end then has this reason.
+    pub(crate) fn give_up(&self, reason: impl Into<String>) {
+        // The first reason is the cause of later ones.
+        let _ = self.killed_for.set(reason.into());
+        self.kill();
     }
 
     /// Kills the VMM; for one that does not end when told to.
@@ -316,6 +333,14 @@ fn tell(child: &mut Child, config: &VmConfig) -> io::Result<()> {
     }
 }
 
+/// A VMM without control does not run on.
+async fn watch_control(vm: Vm) {
+    let loss = vm.control.lost().await;
+    if tokio::time::timeout(END_FOLLOWS, vm.ended()).await.is_err() {
+        vm.give_up(loss.to_string());
+    }
+}
+
 /// Waits for the VMM, then says how it ended.
 async fn watch_end(
     mut child: Child,
@@ -341,7 +366,12 @@ async fn watch_end(
     }
     let out_of_memory = cgroup.is_some_and(|cgroup| cgroup.had_oom_kill());
     let panic = vm.console.lines_around(PANIC_MARK, LAST_LINES);
-    let reason = reason_of(status, line, out_of_memory, panic.is_some());
+    let reason = match vm.killed_for.get() {
+        Some(reason) if status.signal() == Some(Signal::KILL.as_raw()) && !out_of_memory => {
+            EndReason::GivenUp(reason.clone())
+        }
+        _ => reason_of(status, line, out_of_memory, panic.is_some()),
+    };
     let console = match (&reason, panic) {
         (EndReason::PoweredOff | EndReason::Stopped, _) => String::new(),
         (EndReason::Panicked, Some(lines)) => lines,

@@ -54,8 +54,8 @@ pub(super) fn in_background(
     }
     let terminal = console::of_background(bundle.host.terminal, args.console_socket.as_deref())?;
     let streams = match &terminal {
-        Some(slave) => Streams::terminal(slave.as_raw_fd()),
-        None => Streams::own(false),
+        Some(slave) => Streams::terminal(slave.as_raw_fd())?,
+        None => Streams::own(false)?,
     };
     block_on(create(options, args, &bundle, streams, start))?;
     // The supervisor has it by now.

@@ -6,7 +6,6 @@
 //! ```
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::anyhow;
 use nix::libc::SIGKILL;
@@ -15,16 +14,8 @@ use super::foreground::block_on;
 use super::tasks::Task;
 use super::{Failure, ending, record, remains};
 use crate::config::Options;
+use crate::deadlines::{ENDING, KILL_ORDER};
 use crate::state::{Record, StateDir, StateError, Status};
-
-/// For a supervisor to take the order to kill.
-const ORDER: Duration = Duration::from_secs(2);
-
-/// For a supervisor to end when its container was killed by us, and nobody is interested in output any more.
-const FORCED: Duration = Duration::from_secs(3);
-
-/// For a supervisor to end when its container has ended: its output is being delivered.
-const STOPPED: Duration = Duration::from_secs(20);
 
 /// Remove a stopped container
 #[derive(Debug, clap::Args)]
@@ -60,22 +51,18 @@ fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Fail
         Err(StateError::NotFound(_)) => None,
         Err(error) => return Err(error.into()),
     };
-    let patience = match status {
-        Some(Status::Stopped) if !args.force => STOPPED,
-        Some(Status::Created) => FORCED,
-        _ if args.force => FORCED,
-        status => {
-            let status = status.unwrap_or(Status::Creating);
-            let words = "cannot delete container";
-            return Err(anyhow!("{words} {} that is not stopped: {status}", args.id).into());
-        }
-    };
+    let may_end = args.force || matches!(status, Some(Status::Stopped | Status::Created));
+    if !may_end {
+        let status = status.unwrap_or(Status::Creating);
+        let words = "cannot delete container";
+        return Err(anyhow!("{words} {} that is not stopped: {status}", args.id).into());
+    }
     if status != Some(Status::Stopped)
         && let Err(failure) = block_on(kill(options, args))
     {
         tracing::debug!("it was not killed by its supervisor: {:#}", failure.error);
     }
-    Ok(ending::enforce(record.supervisor, patience)?)
+    Ok(ending::enforce(record.supervisor, ENDING)?)
 }
 
 async fn kill(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
@@ -83,5 +70,5 @@ async fn kill(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
         let task = Task::connect(options, &args.id).await?;
         Ok(task.kill(SIGKILL.unsigned_abs(), false).await?)
     };
-    tokio::time::timeout(ORDER, killed).await?
+    tokio::time::timeout(KILL_ORDER, killed).await?
 }

@@ -7,10 +7,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::config::Options;
+use crate::deadlines::KILLED;
 use crate::state::{ProcessRef, StateDir};
-
-/// For a killed process to end.
-const KILLED: Duration = Duration::from_secs(3);
 
 /// Waits until the supervisor of `id` has ended.
 pub(super) fn wait(options: &Options, id: &str) -> anyhow::Result<()> {

@@ -150,7 +150,7 @@ async fn live(
 ) -> Result<ExitCode, Failure> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let task = Task::connect(options, &args.id).await?.exec(&exec_id()?);
-    let streams = Streams::own(terminal.is_some());
+    let streams = Streams::own(terminal.is_some())?;
     unless_ended(&mut signals, task.create_exec(process, streams))
         .await?
         .map_err(no_program)?;

@@ -8,15 +8,13 @@
 //! ```
 
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::foreground::block_on;
 use super::{Failure, remains};
 use crate::config::Options;
+use crate::deadlines::FIRST_RECORD;
 use crate::state::{Record, StateDir, StateError, Status};
-
-/// After this, a supervisor that has not written its record never will.
-const FIRST_RECORD: Duration = Duration::from_secs(60);
 
 /// Remove what crashed containers left behind
 #[derive(Debug, clap::Args)]

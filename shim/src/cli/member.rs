@@ -218,9 +218,9 @@ impl Member {
         face.show_network(host.network.clone())
             .await
             .context("cannot enter the network namespace")?;
-        let streams = Streams::own(host.terminal);
+        let streams = Streams::own(host.terminal)?;
         let stand_in = StandIn {
-            pid: i32::try_from(std::process::id())?,
+            process: ProcessRef::this().context("cannot read /proc")?,
             files: trees.lent().context(NO_ROOTFS)?,
         };
         let created = task.create_member(path, streams, &stand_in);

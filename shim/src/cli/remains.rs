@@ -22,14 +22,9 @@ use rustix::process::{Signal, pidfd_send_signal};
 use super::tasks::Task;
 use crate::cgroup::Cgroup;
 use crate::config::Options;
+use crate::deadlines::{KILLED, LEAVE_SANDBOX};
 use crate::hooks::{self, HookState};
 use crate::state::{ProcessRef, Record, StateDir, Status};
-
-/// For a killed process to end.
-const KILLED: Duration = Duration::from_secs(3);
-
-/// For a member to be made, should it be at that, to end and to deliver its output.
-const LEAVING: Duration = Duration::from_secs(120);
 
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -143,7 +138,7 @@ pub(super) async fn leave_sandbox(options: &Options, record: &Record) -> bool {
             }
         }
     };
-    tokio::time::timeout(LEAVING, left)
+    tokio::time::timeout(LEAVE_SANDBOX, left)
         .await
         .unwrap_or_else(|_| {
             tracing::error!("{} does not leave its sandbox", record.id);

@@ -116,7 +116,7 @@ async fn create_and_attend(
     terminal: Option<&Terminal>,
     signals: &mut Signals,
 ) -> Result<u32, Failure> {
-    let streams = Streams::own(bundle.host.terminal);
+    let streams = Streams::own(bundle.host.terminal)?;
     let pid = unless_ended(signals, task.create(&bundle.path, streams))
         .await?
         .map_err(no_program)?;

@@ -1,9 +1,9 @@
 //! One process, as a verb sees it through its supervisor: containerd's Task API in plain Rust values.
 
 use std::path::Path;
-use std::time::Duration;
 
 use agent_api::agent::ProcessInfo;
+use anyhow::Context as _;
 use containerd_shim_protos::api;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::shim::event::Envelope;
@@ -15,13 +15,13 @@ use ttrpc::asynchronous::ClientStreamReceiver;
 use ttrpc::context::{Context, with_duration, with_timeout};
 
 use crate::config::Options;
+use crate::deadlines::ORDER;
 use crate::inspect::InspectClient;
 use crate::sandbox::StandIn;
 use crate::service::STAND_IN;
+use crate::state::ProcessRef;
+use crate::stdio::lent_name;
 use crate::supervise::{self, StartError, Supervisor};
-
-/// How long a supervisor may take for an order. It gives up a guest that hangs well before, and says so.
-const ORDER: Duration = Duration::from_secs(30);
 
 /// Why the supervisor did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -75,25 +75,27 @@ pub(super) struct Streams {
 
 impl Streams {
     /// This process's own standard descriptors, which the supervisor takes from it. With a terminal, standard error is not used.
-    pub(super) fn own(terminal: bool) -> Self {
-        let of = |fd: u8| format!("fd://{}/{fd}", std::process::id());
-        Self {
+    pub(super) fn own(terminal: bool) -> anyhow::Result<Self> {
+        let this = ProcessRef::this().context("cannot read /proc")?;
+        let of = |fd| lent_name(this, fd);
+        Ok(Self {
             terminal,
             stdin: of(0),
             stdout: of(1),
             stderr: if terminal { String::new() } else { of(2) },
-        }
+        })
     }
 
     /// This process's descriptor of a terminal.
-    pub(super) fn terminal(fd: i32) -> Self {
-        let name = format!("fd://{}/{fd}", std::process::id());
-        Self {
+    pub(super) fn terminal(fd: i32) -> anyhow::Result<Self> {
+        let this = ProcessRef::this().context("cannot read /proc")?;
+        let name = lent_name(this, fd);
+        Ok(Self {
             terminal: true,
             stdin: name.clone(),
             stdout: name,
             stderr: String::new(),
-        }
+        })
     }
 }
 

@@ -13,23 +13,20 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_api::agent::event::Kind;
-use agent_api::agent::{Event as AgentEvent, Exit as AgentExit};
 use agent_api::{PORT_CONTROL, SHARE_TAG};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Mutex, mpsc, watch};
-use ttrpc::asynchronous::ClientStreamReceiver;
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
 use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
-use crate::agent::{Agent, AgentError};
+use crate::agent::{Agent, AgentError, GuestEvents};
 use crate::cgroup::{self, Cgroup, CgroupError};
+use crate::deadlines::END_FOLLOWS;
+use crate::guest::events::GuestEvent;
 use crate::process::{Exit, ProcessKey};
 use crate::spec::{HostSize, SizeError, VmSize};
+use crate::state::now_ns;
 use crate::vm::{Arrived, SpawnError, Vm, VmEnd};
-
-/// Within this the VMM's end follows the loss of its agent.
-pub(super) const END_FOLLOWS: Duration = Duration::from_secs(2);
 
 /// Console lines shown when the agent does not dial.
 const LAST_LINES: usize = 12;
@@ -216,14 +213,13 @@ impl Setup {
 
     /// How far a guest came that hangs, in words.
     async fn progress(&self) -> String {
-        match tokio::time::timeout(END_FOLLOWS, self.vm.control.stats()).await {
-            Ok(Ok(stats)) => {
+        match self.vm.control.stats().await {
+            Ok(stats) => {
                 let last = stats.timeline.last().map_or("none", |mark| &mark.name);
                 let exits = stats.kvm_exits.unwrap_or(stats.user_exits);
                 format!("its last milestone is {last}, it has left guest mode {exits} times")
             }
-            Ok(Err(error)) => format!("its VMM says {error}"),
-            Err(_) => "its VMM does not answer either".to_owned(),
+            Err(error) => error.to_string(),
         }
     }
 
@@ -242,48 +238,62 @@ impl Setup {
     }
 }
 
-/// The first connection to the agent's port. Later dials are dropped: the agent dials once, whatever else a guest does. Never
-/// ready when the VM goes first.
+/// The first connection to the agent's port: the agent dials once, whatever else a guest does. Never ready when the VM goes first.
 async fn accepted(mut events: mpsc::Receiver<Arrived>) -> OwnedFd {
     while let Some(arrived) = events.recv().await {
         match (arrived.event, arrived.fd) {
-            (Event::Accepted { port: PORT_CONTROL }, Some(stream)) => return stream,
+            (Event::Accepted { port: PORT_CONTROL }, Some(stream)) => {
+                tokio::spawn(refuse(events));
+                return stream;
+            }
             (event, _) => tracing::debug!("the VMM says {event:?}"),
         }
     }
     std::future::pending().await
 }
 
-/// Makes turns of the agent's events. Their end is the agent's, which is the VM's.
-async fn forward(mut events: ClientStreamReceiver<AgentEvent>, handle: Handle, vm: Vm) {
-    while let Ok(Some(event)) = events.recv().await {
-        match event.kind {
-            Some(Kind::Exit(exit)) => {
-                let (key, exit) = exit_of(exit);
-                handle.tell(move |sandbox| sandbox.on_exit(&key, exit));
-            }
-            Some(Kind::Oom(oom)) => {
-                handle.tell(move |sandbox| sandbox.on_oom(oom.container_id));
-            }
-            Some(_) | None => tracing::debug!("the agent sent an event of no known kind"),
+/// Closes every other connection to the agent's port, whoever in the guest has dialled: only the first one is the agent's.
+async fn refuse(mut events: mpsc::Receiver<Arrived>) {
+    let mut is_told = false;
+    while let Some(arrived) = events.recv().await {
+        if matches!(arrived.event, Event::Accepted { .. }) && !is_told {
+            is_told = true;
+            tracing::warn!("the guest dials again, and is not listened to");
         }
-    }
-    if tokio::time::timeout(END_FOLLOWS, vm.ended()).await.is_err() {
-        tracing::error!("the agent is lost while its VM runs on; it is killed");
-        vm.kill();
     }
 }
 
-fn exit_of(exit: AgentExit) -> (ProcessKey, Exit) {
-    let key = ProcessKey {
-        container: exit.container_id,
-        exec: exit.exec_id,
-    };
-    let exit = Exit {
-        status: exit.status,
-        at_ns: u64::try_from(exit.at_ns).unwrap_or_default(),
-    };
-    (key, exit)
+/// Makes turns of the agent's events. Their end is the agent's, which is the VM's.
+pub(super) async fn forward(mut events: GuestEvents, handle: Handle, vm: Vm) {
+    while let Some((event, credit)) = events.next().await {
+        // The credit is back when the turn is over: the guest does not fill the owner's mailbox.
+        match event {
+            GuestEvent::Exit {
+                container,
+                exec,
+                status,
+                at_ns,
+            } => {
+                let key = ProcessKey { container, exec };
+                // No exit is in the future, whatever the guest's clock says.
+                let at_ns = at_ns.min(now_ns());
+                let exit = Exit { status, at_ns };
+                handle.tell(move |sandbox| {
+                    sandbox.on_exit(&key, exit);
+                    drop(credit);
+                });
+            }
+            GuestEvent::Oom { container } => handle.tell(move |sandbox| {
+                sandbox.on_oom(container);
+                drop(credit);
+            }),
+        }
+    }
+    if let Some(violation) = events.violation() {
+        vm.give_up(violation.to_string());
+    } else if tokio::time::timeout(END_FOLLOWS, vm.ended()).await.is_err() {
+        vm.give_up("its agent was lost while it ran on");
+    }
 }
 
 /// The VM's name: `name`, as far as a kernel takes it.

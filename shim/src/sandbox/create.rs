@@ -17,7 +17,7 @@ use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, LentTrees, RootfsError, Share, Trees};
 use crate::spec::{self, HostPart, Shared, SpecError, Split};
-use crate::state::{Status, check_id};
+use crate::state::{ProcessRef, Status, check_id};
 use crate::stdio::{Console, Ids, Lender, Outside, ProcessStreams, Stdio};
 use crate::supervise::Face;
 
@@ -38,7 +38,7 @@ pub(crate) struct CreateRequest {
 /// See [`CreateRequest::stand_in`].
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct StandIn {
-    pub(crate) pid: i32,
+    pub(crate) process: ProcessRef,
     /// The container's files, lent by that process.
     pub(crate) files: LentTrees,
 }
@@ -72,6 +72,39 @@ pub(super) struct Made {
     pub(super) stand_in: Option<Lender>,
 }
 
+/// Why it has not been made.
+pub(super) struct Unmade {
+    error: TaskError,
+    /// The guest's half of it may be there, or come to be.
+    is_in_guest: bool,
+    /// To be taken away from the guest.
+    files: Option<ContainerFiles>,
+}
+
+impl<E: Into<TaskError>> From<E> for Unmade {
+    fn from(error: E) -> Self {
+        Self {
+            error: error.into(),
+            is_in_guest: false,
+            files: None,
+        }
+    }
+}
+
+/// What the operation has to remove when it has ended.
+pub(super) enum Left {
+    Nothing,
+    Files(ContainerFiles),
+    /// The container itself, which may be there or come to be.
+    Perhaps(Option<ContainerFiles>),
+}
+
+impl Left {
+    fn of(files: Option<ContainerFiles>) -> Self {
+        files.map_or(Self::Nothing, Self::Files)
+    }
+}
+
 impl Handle {
     /// Makes a container. Returns the pid to report for it. On an error nothing of it is left.
     pub(crate) async fn create(&self, request: CreateRequest) -> Result<i32, TaskError> {
@@ -80,7 +113,12 @@ impl Handle {
 }
 
 async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskError> {
-    let split = read_bundle(&request)?;
+    let split = {
+        let request = request.clone();
+        let bundle = request.bundle.display().to_string();
+        let read = move || read_bundle(&request);
+        handle.storage.run(&bundle, read).await??
+    };
     request.stdio.terminal = split.host.terminal;
     let key = ProcessKey::init(&request.id);
     let begun = {
@@ -93,11 +131,18 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
     let poststop = split.host.hooks.poststop.clone();
     let mut stopped = begun.hook_state.clone();
     stopped.status = Status::Stopped;
+    let machine = begun.machine.clone();
     let made = make(begun, request, split).await;
-    let ended = handle
-        .ask(move |sandbox| sandbox.end_create(&key, made))
-        .await
-        .flatten();
+    let ended = {
+        let key = key.clone();
+        handle.ask(move |sandbox| sandbox.end_create(&key, made))
+    };
+    let (ended, left) = ended.await?;
+    match left {
+        Left::Nothing => {}
+        Left::Files(files) => handle.remove_files(files).await,
+        Left::Perhaps(files) => handle.undo_making(machine, key, files),
+    }
     if ended.is_err() {
         // What other hooks have made is cleaned up by these.
         hooks::run_anyway(&poststop, &stopped).await;
@@ -109,7 +154,9 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let path = request.bundle.join("config.json");
     // The file that the process sees which stands for the container.
     let seen = match &request.stand_in {
-        Some(StandIn { pid, .. }) => PathBuf::from(format!("/proc/{pid}/root{}", path.display())),
+        Some(StandIn { process, .. }) => {
+            PathBuf::from(format!("/proc/{}/root{}", process.pid, path.display()))
+        }
         None => path.clone(),
     };
     let config = std::fs::read(seen).map_err(|source| SpecError::Read { path, source })?;
@@ -117,48 +164,95 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
-async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, TaskError> {
-    let (trees, stand_in) = match &request.stand_in {
-        Some(StandIn { pid, files }) => (
-            Trees::take(*pid, files, &split.host)?,
-            Some(Lender::of(*pid).map_err(RootfsError::Lent)?),
-        ),
-        None => (
-            Trees::copy(&request.bundle, &split.host, request.rootfs.is_empty())?,
-            None,
-        ),
-    };
-    let files = begun
-        .share
-        .add(&request.id, &trees, &split.host, &request.rootfs)?;
+async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, Unmade> {
+    let (files, stand_in) = offer_files(&begun, &request, &split.host).await?;
     let host = split.host.clone();
-    let made = async {
-        if let Some(face) = &begun.face {
-            let network = split.host.network.clone();
-            face.show_network(network)
-                .await
-                .map_err(RootfsError::View)?;
+    let (streams, guest_pid) = match make_in_guest(&begun, &request, split).await {
+        Ok(made) => made,
+        Err(error) => {
+            return Err(Unmade {
+                is_in_guest: error.is_open(),
+                error,
+                files: Some(files),
+            });
         }
-        let made = make_in_guest(&begun, &request, split).await?;
-        if let Some(face) = &begun.face {
-            let view = begun.share.view(&files, &host);
-            face.show(view.map_err(RootfsError::View)?)
-                .await
-                .map_err(RootfsError::View)?;
-        }
-        Ok(made)
     };
-    match made.await {
-        Ok((streams, guest_pid)) => Ok(Made {
-            files,
-            streams,
-            guest_pid,
-            stand_in,
-        }),
-        Err(e) => {
+    let files = match &begun.face {
+        Some(face) => show(&begun, face, files, host).await?,
+        None => files,
+    };
+    Ok(Made {
+        files,
+        streams,
+        guest_pid,
+        stand_in,
+    })
+}
+
+/// The container's files, in the share.
+async fn offer_files(
+    begun: &Begun,
+    request: &CreateRequest,
+    host: &HostPart,
+) -> Result<(ContainerFiles, Option<Lender>), TaskError> {
+    let (share, request, host) = (begun.share.clone(), request.clone(), host.clone());
+    let what = format!("what {} is made of", request.id);
+    let offered = move || {
+        let (trees, stand_in) = trees(&request, &host)?;
+        let files = share.add(&request.id, &trees, &host, &request.rootfs)?;
+        Ok((files, stand_in))
+    };
+    let too_late = |offered: Result<(ContainerFiles, _), TaskError>| {
+        if let Ok((files, _)) = offered {
             files.remove();
-            Err(e)
         }
+    };
+    let storage = &begun.handle.storage;
+    storage.run_or_undo(&what, offered, too_late).await?
+}
+
+/// Copies of the mounts that it is made of; for a member lent by the process that stands for it.
+fn trees(request: &CreateRequest, host: &HostPart) -> Result<(Trees, Option<Lender>), RootfsError> {
+    let Some(StandIn { process, files }) = &request.stand_in else {
+        let trees = Trees::copy(&request.bundle, host, request.rootfs.is_empty())?;
+        return Ok((trees, None));
+    };
+    let lender = Lender::of(*process).map_err(RootfsError::Lent)?;
+    let trees = Trees::take(process.pid, files, host)?;
+    // Alive before and after, the pid was its own all the time.
+    if !lender.is_alive() {
+        return Err(RootfsError::Lent(std::io::ErrorKind::NotFound.into()));
+    }
+    Ok((trees, Some(lender)))
+}
+
+/// Shows the container where engines look for it.
+async fn show(
+    begun: &Begun,
+    face: &Face,
+    files: ContainerFiles,
+    host: HostPart,
+) -> Result<ContainerFiles, Unmade> {
+    let made = |error: TaskError, files| Unmade {
+        is_in_guest: true,
+        error,
+        files,
+    };
+    let share = begun.share.clone();
+    let viewed = move || {
+        let view = share.view(&files, &host);
+        (files, view)
+    };
+    let storage = &begun.handle.storage;
+    let viewed = storage.run_or_undo("the container's files", viewed, |(files, _)| files.remove());
+    let (files, view) = viewed.await.map_err(|e| made(e.into(), None))?;
+    let shown = match view {
+        Ok(view) => face.show(view).await,
+        Err(error) => Err(error),
+    };
+    match shown {
+        Ok(()) => Ok(files),
+        Err(error) => Err(made(RootfsError::View(error).into(), Some(files))),
     }
 }
 
@@ -167,9 +261,18 @@ async fn make_in_guest(
     request: &CreateRequest,
     split: Split,
 ) -> Result<(ProcessStreams, u32), TaskError> {
-    let outside = Outside::open(&request.stdio).map_err(crate::stdio::StdioError::from)?;
+    if let Some(face) = &begun.face {
+        let network = split.host.network.clone();
+        face.show_network(network)
+            .await
+            .map_err(RootfsError::View)?;
+    }
+    let storage = &begun.handle.storage;
+    let outside = Outside::open(storage, &request.stdio)
+        .await
+        .map_err(crate::stdio::StdioError::from)?;
     let agent = begun.machine.agent().await?;
-    hooks::run(&split.host.hooks.create, &begun.hook_state).await?;
+    hooks::run(storage, &split.host.hooks.create, &begun.hook_state).await?;
     if begun.has_network {
         network::check(begun.pid)?;
     }
@@ -264,7 +367,7 @@ impl Sandbox {
         let joined = self.joined(host)?;
         let ids = self.stream_ids.take(&request.stdio);
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
-        container.stand_in = request.stand_in.as_ref().map(|process| process.pid);
+        container.stand_in = request.stand_in.as_ref().map(|it| it.process.pid);
         let pid = container.stand_in.unwrap_or(machine.pid);
         let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);
         self.containers.insert(key.container, container);
@@ -340,22 +443,32 @@ impl Sandbox {
     pub(super) fn end_create(
         &mut self,
         key: &ProcessKey,
-        made: Result<Made, TaskError>,
-    ) -> Result<(), TaskError> {
+        made: Result<Made, Unmade>,
+    ) -> (Result<(), TaskError>, Left) {
         let pid = self.pid(&key.container);
         let Some(container) = self.containers.get_mut(&key.container) else {
             // The sandbox has ended meanwhile.
-            if let Ok(made) = made {
-                made.files.remove();
-            }
-            return Err(TaskError::Closing);
+            let left = match made {
+                Ok(made) => Left::Files(made.files),
+                Err(unmade) => Left::of(unmade.files),
+            };
+            return (Err(TaskError::Closing), left);
         };
         let mut made = match made {
             Ok(made) => made,
-            Err(e) => {
+            Err(Unmade {
+                error,
+                is_in_guest: true,
+                files,
+            }) => {
+                container.init.phase = Phase::Undoing;
+                self.save();
+                return (Err(error), Left::Perhaps(files));
+            }
+            Err(Unmade { error, files, .. }) => {
                 self.containers.remove(&key.container);
                 self.save();
-                return Err(e);
+                return (Err(error), Left::of(files));
             }
         };
         tracing::debug!(process = %key, "created");
@@ -366,6 +479,7 @@ impl Sandbox {
             stdio: container.init.stdio.clone(),
         });
         container.files = Some(made.files);
+        container.is_made = true;
         container.guest_pid = Some(made.guest_pid);
         // It may have been killed, or the VM ended, in the meantime.
         if container.init.phase == Phase::Creating {
@@ -382,6 +496,6 @@ impl Sandbox {
         }
         container.init.streams = Some(made.streams);
         self.save();
-        Ok(())
+        (Ok(()), Left::Nothing)
     }
 }

@@ -1,10 +1,11 @@
 //! Delete: what a stopped process still has to say is delivered, then it is removed. A created one is removed too.
 
-use super::{Handle, Machine, Sandbox, TaskError};
+use super::{Handle, Machine, Sandbox, TaskError, undo};
 use crate::agent::AgentError;
 use crate::events::Event;
 use crate::hooks;
 use crate::process::{Exit, Phase, ProcessKey};
+use crate::rootfs::ContainerFiles;
 use crate::state::Status;
 use crate::stdio::ProcessStreams;
 
@@ -44,7 +45,20 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
         streams.drain().await;
         tracing::debug!(process = %key, "its output is delivered");
     }
-    let result = delete_in_guest(&begun.machine, &key).await;
+    let result = if begun.before == Phase::Unknown {
+        undo::remove_in_guest(&begun.machine, &key).await;
+        Ok(())
+    } else {
+        delete_in_guest(&begun.machine, &key).await
+    };
+    if result.is_ok() && key.is_init() {
+        // Before the id can be taken again.
+        let id = key.container.clone();
+        let files = handle.ask(move |sandbox| sandbox.take_files(&id)).await?;
+        if let Some(files) = files {
+            handle.remove_files(files).await;
+        }
+    }
     let failed = result.is_err().then_some(begun.before);
     let (hooks, exit) = handle
         .ask(move |sandbox| {
@@ -86,7 +100,7 @@ impl Sandbox {
     fn begin_delete(&mut self, key: &ProcessKey) -> Result<Begun, TaskError> {
         let machine = self.machine()?.clone();
         let before = self.phase(key)?;
-        if !matches!(before, Phase::Created | Phase::Stopped) {
+        if !matches!(before, Phase::Created | Phase::Stopped | Phase::Unknown) {
             return Err(TaskError::Phase {
                 key: key.clone(),
                 phase: before,
@@ -107,6 +121,10 @@ impl Sandbox {
         })
     }
 
+    fn take_files(&mut self, container: &str) -> Option<ContainerFiles> {
+        self.containers.get_mut(container)?.files.take()
+    }
+
     fn end_delete(&mut self, key: &ProcessKey, failed: Option<Phase>) -> Exit {
         let pid = self.pid(&key.container);
         let Ok(process) = self.process_mut(key) else {
@@ -117,9 +135,12 @@ impl Sandbox {
             process.phase = before;
         } else if key.is_init() {
             if let Some(mut container) = self.containers.remove(&key.container) {
-                container.lose(&key.container, Exit::lost());
-                if let Some(files) = container.files {
-                    files.remove();
+                // Its execs have gone with it, and whoever waits for them is to know.
+                for key in container.lose(&key.container, Exit::lost()) {
+                    if !key.is_init() {
+                        let exit = Exit::lost();
+                        self.events.publish(Event::Exit { key, pid, exit });
+                    }
                 }
             }
         } else if let Some(container) = self.containers.get_mut(&key.container) {

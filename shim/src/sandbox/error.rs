@@ -11,6 +11,7 @@ use crate::process::{Phase, ProcessKey};
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
 use crate::stdio::StdioError;
+use crate::storage::StorageError;
 use crate::vm::VmEnd;
 
 /// See the module. The sandbox is as before, unless a variant says otherwise.
@@ -38,6 +39,8 @@ pub(crate) enum TaskError {
     Rootfs(#[from] RootfsError),
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     #[error("cannot boot a VM")]
     Boot(#[source] Arc<BootError>),
     #[error(transparent)]
@@ -50,6 +53,11 @@ pub(crate) enum TaskError {
 }
 
 impl TaskError {
+    /// Whether the guest may have done, or may be doing, what was asked of it.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self, Self::Agent(error) if error.is_open())
+    }
+
     /// The code that containerd and the command line tell errors apart by.
     fn code(&self) -> Code {
         match self {
@@ -64,11 +72,17 @@ impl TaskError {
             Self::Limit { .. } => Code::RESOURCE_EXHAUSTED,
             Self::Spec(_) => Code::INVALID_ARGUMENT,
             Self::Agent(AgentError::Refused { code, .. }) => *code,
-            Self::Agent(AgentError::TimedOut) => Code::DEADLINE_EXCEEDED,
-            Self::VmEnded(_) | Self::Closing => Code::UNAVAILABLE,
-            Self::Hook(_) | Self::Rootfs(_) | Self::Stdio(_) | Self::Boot(_) | Self::Agent(_) => {
-                Code::UNKNOWN
+            Self::Agent(AgentError::TimedOut) | Self::Storage(StorageError::TimedOut { .. }) => {
+                Code::DEADLINE_EXCEEDED
             }
+            Self::Storage(StorageError::Busy) => Code::RESOURCE_EXHAUSTED,
+            Self::VmEnded(_) | Self::Closing => Code::UNAVAILABLE,
+            Self::Hook(_)
+            | Self::Rootfs(_)
+            | Self::Stdio(_)
+            | Self::Storage(_)
+            | Self::Boot(_)
+            | Self::Agent(_) => Code::UNKNOWN,
         }
     }
 }

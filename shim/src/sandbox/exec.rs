@@ -40,10 +40,21 @@ async fn exec(handle: Handle, request: ExecRequest) -> Result<(), TaskError> {
             .ask(move |sandbox| sandbox.begin_exec(&key, stdio))
             .await??
     };
-    let made = make(&machine, ids, &key, process, &stdio).await;
-    handle
-        .ask(move |sandbox| sandbox.end_exec(&key, made))
-        .await?
+    let outside = Outside::open(&handle.storage, &stdio).await;
+    let made = match outside {
+        Ok(outside) => make(&machine, ids, &key, process, outside).await,
+        Err(error) => Err(StdioError::from(error).into()),
+    };
+    let is_open = made.as_ref().is_err_and(TaskError::is_open);
+    let ended = {
+        let key = key.clone();
+        handle.ask(move |sandbox| sandbox.end_exec(&key, made))
+    };
+    let ended = ended.await?;
+    if is_open {
+        handle.undo_making(machine, key, None);
+    }
+    ended
 }
 
 async fn make(
@@ -51,9 +62,8 @@ async fn make(
     ids: Ids,
     key: &ProcessKey,
     process: Vec<u8>,
-    stdio: &Stdio,
+    outside: Outside,
 ) -> Result<ProcessStreams, TaskError> {
-    let outside = Outside::open(stdio).map_err(StdioError::from)?;
     let agent = machine.agent().await?;
     let streams = ProcessStreams::open(&machine.vm.control, ids, outside).await?;
     match agent.create_process(key, process, ids.into()).await {
@@ -108,11 +118,18 @@ impl Sandbox {
     ) -> Result<(), TaskError> {
         let mut streams = match made {
             Ok(streams) => streams,
-            Err(e) => {
+            Err(error) if error.is_open() => {
+                // Its container may have gone, and the exec with it.
+                if let Ok(process) = self.process_mut(key) {
+                    process.phase = Phase::Undoing;
+                }
+                return Err(error);
+            }
+            Err(error) => {
                 if let Some(container) = self.containers.get_mut(&key.container) {
                     container.execs.remove(&key.exec);
                 }
-                return Err(e);
+                return Err(error);
             }
         };
         let process = self.process_mut(key)?;

@@ -1,6 +1,7 @@
 //! Pause and resume: all processes of a container stop where they are, and go on from there.
 //!
-//! A container that is being paused or resumed is in a phase of its own, so that two such orders cannot overtake each other.
+//! A container that is being paused or resumed is in a phase of its own, so that two such orders cannot overtake each other. Where the agent
+//! does not answer in time, it is let go on whatever was ordered (`undo.rs`).
 
 use super::{Event, Handle, Machine, Sandbox, TaskError};
 use crate::container::Freezer;
@@ -53,12 +54,28 @@ async fn carry_out(handle: Handle, key: ProcessKey, order: Order) -> Result<(), 
             .ask(move |sandbox| sandbox.begin_change(&key, order.phases(), meanwhile))
             .await??
     };
-    let agent = machine.agent().await?;
+    let agent = match machine.agent().await {
+        Ok(agent) => agent,
+        Err(error) => {
+            handle
+                .ask(move |sandbox| sandbox.end_change(&key, before))
+                .await?;
+            return Err(error);
+        }
+    };
     let result = match order {
         Order::Pause => agent.pause(&key).await,
         Order::Resume => agent.resume(&key).await,
     };
-    let now = if result.is_ok() { afterwards } else { before };
+    let now = match &result {
+        Ok(()) => afterwards,
+        // It may be paused or not, or be it soon.
+        Err(error) if error.is_open() => {
+            handle.undo_pause(machine.clone(), key.clone());
+            meanwhile
+        }
+        Err(_) => before,
+    };
     // While `agent` is held: the VM stands still only when the record says why.
     handle
         .ask(move |sandbox| sandbox.end_change(&key, now))
@@ -84,7 +101,7 @@ impl Sandbox {
     }
 
     /// The container may have gone meanwhile.
-    fn end_change(&mut self, key: &ProcessKey, now: Freezer) {
+    pub(super) fn end_change(&mut self, key: &ProcessKey, now: Freezer) {
         let Some(container) = self.containers.get_mut(&key.container) else {
             return;
         };

@@ -22,9 +22,10 @@ pub(crate) struct ProcessState {
 }
 
 /// Phases in which a process can be spoken to.
-pub(super) const ALIVE: [Phase; 6] = [
+pub(super) const ALIVE: [Phase; 7] = [
     Phase::Created,
     Phase::Starting,
+    Phase::Unknown,
     Phase::Running,
     Phase::Pausing,
     Phase::Paused,
@@ -75,8 +76,9 @@ impl Handle {
             Ok(()) => Ok(()),
             // Nothing else is left that could end a container whose guest hangs.
             Err(AgentError::TimedOut) if key.is_init() && signal == SIGKILL.unsigned_abs() => {
-                tracing::error!("the guest does not answer: its VM is killed");
-                machine.vm.kill();
+                machine
+                    .vm
+                    .give_up("the guest did not take a SIGKILL in time");
                 Ok(())
             }
             Err(e) => Err(machine.explain(e).await),

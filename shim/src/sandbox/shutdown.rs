@@ -9,26 +9,14 @@
 //!
 //! It cannot fail: what cannot be removed is logged.
 
-use std::time::Duration;
-
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::{Handle, Life, Machine, Sandbox, TaskError};
+use crate::deadlines::{EXITS_FOLLOW, KILLED, LEAVE, POWER_OFF, STOP};
 use crate::process::{Exit, Process, ProcessKey};
+use crate::rootfs::ContainerFiles;
 use crate::stdio::ProcessStreams;
-
-/// For the agent to flush file systems and power off.
-const POWER_OFF: Duration = Duration::from_secs(4);
-
-/// For the VMM to stop its threads and exit.
-const STOP: Duration = Duration::from_secs(2);
-
-/// For the kernel to end a killed VMM.
-const KILL: Duration = Duration::from_secs(2);
-
-/// Within this the exits of its other processes follow that of a container's init process.
-const EXITS_FOLLOW: Duration = Duration::from_secs(2);
 
 /// What a call to shut down has to do.
 enum Duty {
@@ -70,7 +58,9 @@ async fn shutdown(handle: Handle, now: bool) -> Result<(), TaskError> {
             if let Some(machine) = machine {
                 end(&machine).await;
             }
-            handle.ask(Sandbox::end_shutdown).await?;
+            let files = handle.ask(Sandbox::empty).await?;
+            let share_left = leave_share(&handle, files).await?;
+            handle.ask(move |sandbox| sandbox.leave(share_left)).await?;
         }
     }
     handle.reaches(|life| *life == Life::Gone).await;
@@ -94,7 +84,27 @@ async fn finish(handle: Handle) -> Result<Option<Exit>, TaskError> {
     }
     let last = handle.ask(|sandbox| sandbox.leaving(true)).await?;
     deliver(last).await;
-    handle.ask(Sandbox::end_finish).await
+    let (exit, files) = handle.ask(Sandbox::keep_exited).await?;
+    let share_left = leave_share(&handle, files).await?;
+    handle.ask(move |sandbox| sandbox.leave(share_left)).await?;
+    Ok(exit)
+}
+
+/// Takes the sandbox's mounts out of the way; whether that is done. A file system that does not answer keeps nobody from ending.
+async fn leave_share(handle: &Handle, files: Vec<ContainerFiles>) -> Result<bool, TaskError> {
+    let share = handle.ask(|sandbox| sandbox.share.clone()).await?;
+    let left = handle.storage.run("the share", move || {
+        for files in files {
+            files.remove();
+        }
+        share.leave();
+    });
+    match tokio::time::timeout(LEAVE, left).await {
+        Ok(Ok(())) => return Ok(true),
+        Ok(Err(error)) => tracing::warn!("the share is not left: {error}"),
+        Err(_) => tracing::warn!("the share is not left: a file system does not answer"),
+    }
+    Ok(false)
 }
 
 /// Delivers the output of processes that have exited, or are about to.
@@ -120,17 +130,20 @@ async fn end(machine: &Machine) {
     if vm.end().is_some() {
         return;
     }
-    if let Some(agent) = machine.agent_now().await {
-        let powered_off = async {
-            if let Err(e) = agent.shutdown().await {
-                tracing::warn!("the agent did not power off: {e}");
-            }
-            vm.ended().await
+    let powered_off = async {
+        let Some(agent) = machine.agent_now().await else {
+            return false;
         };
-        if tokio::time::timeout(POWER_OFF, powered_off).await.is_ok() {
-            return;
+        if let Err(e) = agent.shutdown().await {
+            tracing::warn!("the agent did not power off: {e}");
         }
-        tracing::warn!("the guest did not power off");
+        vm.ended().await;
+        true
+    };
+    match tokio::time::timeout(POWER_OFF, powered_off).await {
+        Ok(true) => return,
+        Ok(false) => {}
+        Err(_) => tracing::warn!("the guest did not power off"),
     }
     let stopped = async {
         if let Err(e) = vm.control.stop().await {
@@ -142,7 +155,7 @@ async fn end(machine: &Machine) {
         return;
     }
     vm.kill();
-    if tokio::time::timeout(KILL, vm.ended()).await.is_err() {
+    if tokio::time::timeout(KILLED, vm.ended()).await.is_err() {
         tracing::error!("the killed VMM {} does not end", vm.process.pid);
     }
 }
@@ -177,33 +190,34 @@ impl Sandbox {
             .collect()
     }
 
-    fn end_shutdown(&mut self) {
+    /// Forgets all containers. Returns their files.
+    fn empty(&mut self) -> Vec<ContainerFiles> {
         self.lose_processes();
-        self.containers.clear();
-        self.leave();
+        let containers = std::mem::take(&mut self.containers);
+        let files = containers
+            .into_values()
+            .filter_map(|container| container.files);
+        files.collect()
     }
 
-    fn end_finish(&mut self) -> Option<Exit> {
+    /// Keeps the record of what has exited only. Returns how the sandbox's own container ended, and the files of all.
+    fn keep_exited(&mut self) -> (Option<Exit>, Vec<ContainerFiles>) {
         self.lose_processes();
         // What is not made yet is removed by the operation that makes it.
         self.containers.retain(|_, container| container.is_over());
-        for container in self.containers.values_mut() {
-            if let Some(files) = container.files.take() {
-                files.remove();
-            }
-        }
+        let containers = self.containers.values_mut();
+        let files = containers.filter_map(|container| container.files.take());
+        let files = files.collect();
         let init = self.process(&ProcessKey::init(&self.id)).ok();
-        let exit = init.and_then(Process::exit);
-        self.leave();
-        exit
+        (init.and_then(Process::exit), files)
     }
 
-    /// Gives up all the sandbox has on the host, but for the record of containers that there still are.
-    fn leave(&mut self) {
+    /// Gives up all the sandbox has on the host, but for the record of containers that there still are. Where its share is still mounted its
+    /// directory stays, for whoever removes it after the supervisor.
+    fn leave(&mut self, share_left: bool) {
         let cgroup = self.machine.as_ref().and_then(|m| m.cgroup.as_ref());
         self.leave_cgroup(cgroup);
-        self.share.leave();
-        let left = if self.containers.is_empty() {
+        let left = if self.containers.is_empty() && share_left {
             self.state.remove()
         } else {
             self.save();

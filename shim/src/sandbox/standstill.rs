@@ -12,17 +12,13 @@
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 
 use super::{Handle, Sandbox};
 use crate::agent::Agent;
 use crate::process::Phase;
-use crate::vm::{Control, ControlError};
-
-/// For the VMM to stop or start its vCPUs.
-const OBEY: Duration = Duration::from_secs(5);
+use crate::vm::Control;
 
 /// See the module; clones are about the same VM.
 #[derive(Clone, Debug)]
@@ -69,7 +65,7 @@ impl Standstill {
         };
         let mut still = self.shared.still.lock().await;
         if *still {
-            match obeyed(self.shared.control.resume()).await {
+            match self.shared.control.resume().await {
                 Ok(()) => *still = false,
                 Err(error) => tracing::error!("the VM does not go on: {error}"),
             }
@@ -88,19 +84,11 @@ impl Standstill {
         }
         // A call that begins from here on waits for the lock, and then starts them again.
         if shared.calls.load(Ordering::SeqCst) == 0 {
-            match obeyed(shared.control.pause()).await {
+            match shared.control.pause().await {
                 Ok(()) => *still = true,
                 Err(error) => tracing::warn!("the paused VM goes on running: {error}"),
             }
         }
-    }
-}
-
-async fn obeyed(order: impl Future<Output = Result<(), ControlError>>) -> Result<(), String> {
-    match tokio::time::timeout(OBEY, order).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the VMM does not answer".into()),
     }
 }
 

@@ -22,14 +22,20 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
             .await??
     };
     let agent = machine.agent().await?;
-    let started = match agent.start(&key).await {
-        Ok(_guest_pid) => Ok(()),
-        Err(e) => Err(machine.explain(e).await),
+    let (started, phase) = match agent.start(&key).await {
+        Ok(_guest_pid) => (Ok(()), Phase::Running),
+        Err(e) => {
+            let phase = if e.is_open() {
+                Phase::Unknown
+            } else {
+                Phase::Created
+            };
+            (Err(machine.explain(e).await), phase)
+        }
     };
-    let succeeded = started.is_ok();
     let (hooks, state) = handle
         .ask(move |sandbox| {
-            sandbox.end_start(&key, succeeded);
+            sandbox.end_start(&key, phase);
             sandbox.hooks(&key, Status::Running)
         })
         .await??;
@@ -50,18 +56,15 @@ impl Sandbox {
         Ok((machine, pid))
     }
 
-    /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted.
-    fn end_start(&mut self, key: &ProcessKey, succeeded: bool) {
+    /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted, and when it is not known whether it has
+    /// started, too.
+    fn end_start(&mut self, key: &ProcessKey, phase: Phase) {
         let pid = self.pid(&key.container);
         if let Ok(process) = self.process_mut(key)
             && process.phase == Phase::Starting
         {
-            process.phase = if succeeded {
-                Phase::Running
-            } else {
-                Phase::Created
-            };
-            if succeeded {
+            process.phase = phase;
+            if phase == Phase::Running {
                 let key = key.clone();
                 self.events.publish(Event::Started { key, pid });
             }

@@ -26,6 +26,9 @@ struct FakeAgent {
     refusal: Mutex<Option<Code>>,
     /// `StartContainer` answers when it has had this.
     start_gate: tokio::sync::Mutex<()>,
+    /// Calls that are never answered, by their notes.
+    unanswered: Mutex<Vec<String>>,
+    events: Mutex<Option<mpsc::UnboundedReceiver<wire::Event>>>,
 }
 
 impl FakeAgent {
@@ -34,11 +37,26 @@ impl FakeAgent {
             asked: Mutex::default(),
             refusal: Mutex::default(),
             start_gate: tokio::sync::Mutex::default(),
+            unanswered: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 
-    fn note(&self, what: &str) -> ttrpc::Result<()> {
+    fn leave_unanswered(&self, calls: &[&str]) {
+        *self.unanswered.lock().unwrap() = calls.iter().map(ToString::to_string).collect();
+    }
+
+    async fn note(&self, what: &str) -> ttrpc::Result<()> {
         self.asked.lock().unwrap().push(what.to_owned());
+        if self
+            .unanswered
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|call| call == what)
+        {
+            return std::future::pending().await;
+        }
         match *self.refusal.lock().unwrap() {
             Some(code) => Err(ttrpc::Error::RpcStatus(get_status(code, "no"))),
             None => Ok(()),
@@ -61,7 +79,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         _: wire::ContainerRequest,
     ) -> ttrpc::Result<wire::StartResponse> {
-        self.note("start")?;
+        self.note("start").await?;
         let _passed = self.start_gate.lock().await;
         Ok(wire::StartResponse::default())
     }
@@ -71,7 +89,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::ProcessRequest,
     ) -> ttrpc::Result<wire::StartResponse> {
-        self.note(&format!("start {}", request.exec_id))?;
+        self.note(&format!("start {}", request.exec_id)).await?;
         Ok(wire::StartResponse::default())
     }
 
@@ -80,7 +98,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::CreateProcessRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note(&format!("create {}", request.exec_id))?;
+        self.note(&format!("create {}", request.exec_id)).await?;
         Ok(wire::Empty::default())
     }
 
@@ -89,7 +107,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         _: wire::ContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note("delete")?;
+        self.note("delete").await?;
         Ok(wire::Empty::default())
     }
 
@@ -98,7 +116,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::ProcessRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note(&format!("delete {}", request.exec_id))?;
+        self.note(&format!("delete {}", request.exec_id)).await?;
         Ok(wire::Empty::default())
     }
 
@@ -107,7 +125,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::SignalRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note(&format!("signal {}", request.signal))?;
+        self.note(&format!("signal {}", request.signal)).await?;
         Ok(wire::Empty::default())
     }
 
@@ -116,7 +134,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         _: wire::ContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note("pause")?;
+        self.note("pause").await?;
         Ok(wire::Empty::default())
     }
 
@@ -125,7 +143,7 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         _: wire::ContainerRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note("resume")?;
+        self.note("resume").await?;
         Ok(wire::Empty::default())
     }
 
@@ -134,7 +152,8 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::UpdateRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note(std::str::from_utf8(&request.resources).unwrap())?;
+        self.note(std::str::from_utf8(&request.resources).unwrap())
+            .await?;
         Ok(wire::Empty::default())
     }
 
@@ -143,11 +162,35 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         _: wire::ContainerRequest,
     ) -> ttrpc::Result<wire::ProcessesResponse> {
-        self.note("processes")?;
+        self.note("processes").await?;
         Ok(wire::ProcessesResponse {
             processes: vec![wire::ProcessInfo::default()],
             ..Default::default()
         })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: wire::CreateContainerRequest,
+    ) -> ttrpc::Result<wire::CreateContainerResponse> {
+        self.note(&format!("create container {}", request.container_id))
+            .await?;
+        Ok(wire::CreateContainerResponse::default())
+    }
+
+    async fn events(
+        &self,
+        _: &TtrpcContext,
+        _: wire::Empty,
+        sender: ttrpc::asynchronous::ServerStreamSender<wire::Event>,
+    ) -> ttrpc::Result<()> {
+        let events = self.events.lock().unwrap().take();
+        let mut events = events.expect("one subscriber, and a test that sends");
+        while let Some(event) = events.recv().await {
+            sender.send(&event).await?;
+        }
+        Ok(())
     }
 
     async fn online_cpus(
@@ -155,12 +198,12 @@ impl AgentService for FakeAgent {
         _: &TtrpcContext,
         request: wire::OnlineCpusRequest,
     ) -> ttrpc::Result<wire::Empty> {
-        self.note(&format!("{} CPUs", request.count))?;
+        self.note(&format!("{} CPUs", request.count)).await?;
         Ok(wire::Empty::default())
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: wire::Empty) -> ttrpc::Result<wire::Empty> {
-        self.note("shutdown")?;
+        self.note("shutdown").await?;
         Ok(wire::Empty::default())
     }
 }
@@ -302,7 +345,7 @@ impl Fixture {
                     guest_pid: 7,
                     stand_in: None,
                 };
-                sandbox.end_create(&web(), Ok(made)).unwrap();
+                sandbox.end_create(&web(), Ok(made)).0.unwrap();
             })
             .await
             .unwrap();
@@ -412,7 +455,7 @@ async fn an_exit_that_outruns_the_starts_answer_counts() {
         Event::Started { .. }
     ));
     assert!(matches!(events.recv().await.unwrap(), Event::Exit { .. }));
-    assert!(events.try_recv().is_err());
+    assert!(events.next_now().is_none());
 }
 
 #[tokio::test]
@@ -728,7 +771,8 @@ async fn a_member_has_its_own_pid_and_shares_the_namespaces_it_names() {
         shared: vec![shared(pid)],
         ..HostPart::default()
     };
-    let stand_in = json!({"pid": 4711, "files": {"rootfs": 3, "volumes": []}});
+    let process = json!({"pid": 4711, "start_time": 1});
+    let stand_in = json!({"process": process, "files": {"rootfs": 3, "volumes": []}});
     let request = CreateRequest {
         stand_in: Some(serde_json::from_value(stand_in).unwrap()),
         ..request("side")
@@ -766,4 +810,172 @@ async fn a_sandbox_is_over_with_its_own_container() {
         })
         .await
         .unwrap();
+}
+
+/// What a test with the clock stopped waits for comes at once, or never.
+async fn reaches(fixture: &Fixture, key: &ProcessKey, wanted: Code) {
+    loop {
+        match fixture.handle.state(key.clone()).await {
+            Err(error) => return assert_eq!(code(error), wanted),
+            Ok(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exec_that_is_not_made_in_time_is_undone_and_its_id_is_free_then() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.agent.leave_unanswered(&["create sh", "delete sh"]);
+    let late = fixture.exec().await.unwrap_err();
+    assert_eq!(code(late), Code::DEADLINE_EXCEEDED);
+    // The guest may be making it still.
+    let taken = fixture.exec().await.unwrap_err();
+    assert_eq!(code(taken), Code::ALREADY_EXISTS);
+    for refused in [
+        fixture.handle.start(exec_key()).await.map(drop),
+        fixture.handle.kill(exec_key(), 9, false).await,
+        fixture.handle.delete(exec_key()).await.map(drop),
+    ] {
+        assert_eq!(code(refused.unwrap_err()), Code::FAILED_PRECONDITION);
+    }
+    fixture.agent.leave_unanswered(&[]);
+    reaches(&fixture, &exec_key(), Code::NOT_FOUND).await;
+    let asked = fixture.agent.asked();
+    assert_eq!(asked[1..4], ["create sh", "signal 9", "delete sh"]);
+    fixture.exec().await.unwrap();
+    assert_eq!(fixture.phase().await, Phase::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_without_an_answer_may_have_happened_and_can_be_deleted() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.exec().await.unwrap();
+    fixture.agent.leave_unanswered(&["start sh"]);
+    let late = fixture.handle.start(exec_key()).await.unwrap_err();
+    assert_eq!(code(late), Code::DEADLINE_EXCEEDED);
+    let phase = fixture.handle.state(exec_key()).await.unwrap().phase;
+    assert_eq!(phase, Phase::Unknown);
+    fixture.handle.kill(exec_key(), 15, false).await.unwrap();
+    fixture.handle.delete(exec_key()).await.unwrap();
+    let asked = fixture.agent.asked();
+    assert_eq!(asked[3..], ["signal 15", "signal 9", "delete sh"]);
+    let gone = fixture.handle.state(exec_key()).await.unwrap_err();
+    assert_eq!(code(gone), Code::NOT_FOUND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exit_says_what_became_of_a_start_without_an_answer() {
+    let fixture = Fixture::new().await;
+    fixture.agent.leave_unanswered(&["start"]);
+    let late = fixture.handle.start(web()).await.unwrap_err();
+    assert_eq!(code(late), Code::DEADLINE_EXCEEDED);
+    fixture.agent_reports(web(), 3).await;
+    assert_eq!(fixture.handle.wait(web()).await.unwrap(), exit(3));
+    assert_eq!(fixture.handle.delete(web()).await.unwrap().exit, exit(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_or_resume_without_an_answer_ends_in_a_container_that_goes_on() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.agent.leave_unanswered(&["pause"]);
+    assert!(fixture.handle.pause("web".into()).await.is_err());
+    assert_eq!(fixture.phase().await, Phase::Pausing);
+    while fixture.phase().await != Phase::Running {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    fixture.agent.leave_unanswered(&["resume"]);
+    fixture.handle.pause("web".into()).await.unwrap();
+    assert!(fixture.handle.resume("web".into()).await.is_err());
+    assert_eq!(fixture.phase().await, Phase::Resuming);
+    fixture.agent.leave_unanswered(&[]);
+    while fixture.phase().await != Phase::Running {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn limits_that_may_be_set_keep_the_vm_as_large_as_they_need() {
+    let mut fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    let more = r#"{"memory":{"limit":268435456}}"#;
+    fixture.agent.leave_unanswered(&[more]);
+    let late = fixture.handle.update("web".into(), more.into()).await;
+    assert_eq!(code(late.unwrap_err()), Code::DEADLINE_EXCEEDED);
+    let orders = [Command::Resize { memory_mib: 320 }];
+    fixture.vmm_is_ordered(&orders).await;
+}
+
+#[tokio::test]
+async fn execs_that_go_with_their_container_are_told_of() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    fixture.exec().await.unwrap();
+    fixture.handle.start(exec_key()).await.unwrap();
+    fixture.agent_reports(web(), 0).await;
+    let mut events = fixture.handle.events();
+    let waiting = tokio::spawn({
+        let handle = fixture.handle.clone();
+        async move { handle.wait(exec_key()).await }
+    });
+    fixture.handle.delete(web()).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().status, 137);
+    let told = events.recv().await.unwrap();
+    assert!(matches!(told, Event::Exit { key, .. } if key == exec_key()));
+    let told = events.recv().await.unwrap();
+    assert!(matches!(told, Event::Deleted { key, .. } if key == web()));
+}
+
+/// Events as fast as they can be sent, of containers and execs that there are and that there are not.
+#[tokio::test]
+async fn a_flood_of_events_keeps_nobody_waiting_and_loses_no_exit() {
+    const FLOOD: usize = 20_000;
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    let (flood, events) = mpsc::unbounded_channel();
+    *fixture.agent.events.lock().unwrap() = Some(events);
+    let vm = fixture
+        .handle
+        .ask(|sandbox| sandbox.machine.clone().unwrap())
+        .await
+        .unwrap();
+    let agent = vm.agent().await.unwrap();
+    let stream = agent.events().await.unwrap();
+    tokio::spawn(boot::forward(stream, fixture.handle.clone(), vm.vm.clone()));
+    let mut told = fixture.handle.events();
+    let oom = |container: &str| wire::Event {
+        kind: Some(wire::event::Kind::Oom(wire::Oom {
+            container_id: container.into(),
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    for number in 0..FLOOD {
+        flood.send(oom("web")).unwrap();
+        flood.send(oom(&format!("none-{number}\x1b[2J"))).unwrap();
+    }
+    // Answered while the flood goes on.
+    assert_eq!(fixture.phase().await, Phase::Running);
+    let exit = wire::Exit {
+        container_id: "web".into(),
+        status: 7,
+        at_ns: i64::MAX,
+        ..Default::default()
+    };
+    flood
+        .send(wire::Event {
+            kind: Some(wire::event::Kind::Exit(exit)),
+            ..Default::default()
+        })
+        .unwrap();
+    let exit = fixture.handle.wait(web()).await.unwrap();
+    assert_eq!(exit.status, 7);
+    assert!(exit.at_ns <= now_ns(), "no exit is in the future");
+    let mut ooms = 0;
+    while let Ok(Event::Oom { .. }) = told.recv().await {
+        ooms += 1;
+    }
+    assert!((1..=FLOOD).contains(&ooms), "{ooms}");
 }

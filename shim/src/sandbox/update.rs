@@ -14,15 +14,10 @@ use std::time::Duration;
 use super::query::ALIVE;
 use super::{Handle, Machine, Sandbox, TaskError};
 use crate::agent::{Agent, AgentError};
+use crate::deadlines::{PLUGGED, UNPLUGGED};
 use crate::process::ProcessKey;
 use crate::spec::{self, Demand, Extent, SizeError, SpecError};
 use crate::vm::ControlError;
-
-/// For a guest to take memory: it describes and clears what describes a hundred GiB in this time.
-const PLUGGED_WITHIN: Duration = Duration::from_secs(60);
-
-/// For a guest to give memory back; later it does so without being waited for.
-const UNPLUGGED_WITHIN: Duration = Duration::from_secs(5);
 
 impl Handle {
     /// Sets the limits that an OCI `linux.resources` object, JSON, gives; all others stay.
@@ -62,7 +57,12 @@ async fn update(handle: Handle, key: ProcessKey, resources: Vec<u8>) -> Result<(
         }
     };
     let set = set.await;
-    let left = if set.is_ok() { wanted } else { before };
+    let left = match &set {
+        Ok(()) => wanted,
+        // The limits may be set: the VM keeps what they ask for, and what was asked for before.
+        Err(TaskError::Agent(error)) if error.is_open() => *extent,
+        Err(_) => before,
+    };
     machine.shrink(&agent, &mut extent, left).await;
     set?;
     handle
@@ -89,7 +89,7 @@ impl Machine {
         if wanted.memory_mib > now.memory_mib {
             now.memory_mib = wanted.memory_mib;
             tracing::debug!(memory_mib = wanted.memory_mib, "the VM grows");
-            self.resize(wanted.memory_mib, PLUGGED_WITHIN).await?;
+            self.resize(wanted.memory_mib, PLUGGED).await?;
         }
         if wanted.vcpus > now.vcpus {
             now.vcpus = wanted.vcpus;
@@ -111,7 +111,7 @@ impl Machine {
         }
         if wanted.memory_mib < now.memory_mib {
             now.memory_mib = wanted.memory_mib;
-            if let Err(error) = self.resize(wanted.memory_mib, UNPLUGGED_WITHIN).await {
+            if let Err(error) = self.resize(wanted.memory_mib, UNPLUGGED).await {
                 tracing::info!("the VM does not shrink: {error}");
             }
         }

@@ -1,12 +1,14 @@
 //! One end of a byte stream, whatever it is, without ever blocking the supervisor's only thread.
 //!
 //! A socket takes a flag per call. A FIFO, pipe or terminal is used through an open file description of its own, so that
-//! its non-blocking mode is not forced on other processes that have the descriptor. A regular file and `/dev/null` can neither be
-//! waited for nor keep anybody waiting, and are used directly.
+//! its non-blocking mode is not forced on other processes that have the descriptor. `/dev/null` can neither be
+//! waited for nor keep anybody waiting, and is used directly. A regular file cannot be waited for, but its file system can keep
+//! whoever uses it waiting: it is read, written and closed by the [`Storage`].
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -14,6 +16,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use tokio::io::Interest;
 
 use crate::polled::{self, Polled};
+use crate::storage::Storage;
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +27,63 @@ pub(crate) enum End {
     Polled(Polled),
     /// Always ready.
     Ready(File),
+    /// Ready when its file system says so.
+    Stored(Stored),
+}
+
+/// A file that only the storage's threads use.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    /// None when it is being closed.
+    file: Option<Arc<File>>,
+    storage: Storage,
+}
+
+impl Stored {
+    pub(super) fn new(file: File, storage: Storage) -> Self {
+        Self {
+            file: Some(Arc::new(file)),
+            storage,
+        }
+    }
+
+    /// Does `work` on it.
+    async fn on_file<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let file = self.file.clone().ok_or(io::ErrorKind::NotConnected)?;
+        let done = self.storage.run_unhurried("a stream", move || work(&file));
+        done.await.map_err(io::Error::other)?
+    }
+
+    async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        let mut taken = std::mem::take(buffer);
+        let (taken, length) = self
+            .on_file(move |mut file| {
+                let length = file.read(&mut taken)?;
+                Ok((taken, length))
+            })
+            .await?;
+        *buffer = taken;
+        Ok(length)
+    }
+
+    async fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = bytes.to_vec();
+        let length = bytes.len();
+        self.on_file(move |mut file| file.write_all(&bytes)).await?;
+        Ok(length)
+    }
+}
+
+impl Drop for Stored {
+    /// A file system may want to say something about a file that is closed.
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            self.storage.leave(move || drop(file));
+        }
+    }
 }
 
 impl End {
@@ -50,7 +110,7 @@ impl End {
                 fd.readable().await?.retain_ready();
                 Ok(())
             }
-            Self::Ready(_) => {
+            Self::Ready(_) | Self::Stored(_) => {
                 // Others have their turn between two chunks of a file.
                 tokio::task::yield_now().await;
                 Ok(())
@@ -58,15 +118,16 @@ impl End {
         }
     }
 
-    /// Reads what is there; 0 is the end. `WouldBlock`: nothing is there now.
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads what is there; 0 is the end. `WouldBlock`: nothing is there now. After an error, the buffer may be gone.
+    pub(super) async fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         match self {
+            Self::Stored(file) => file.read(buffer).await,
             Self::Socket(fd) => fd.try_io(Interest::READABLE, |fd| {
-                let (length, _) = rustix::net::recv(fd, buffer, RecvFlags::DONTWAIT)?;
+                let (length, _) = rustix::net::recv(fd, &mut buffer[..], RecvFlags::DONTWAIT)?;
                 Ok(length)
             }),
             Self::Polled(fd) => fd.try_io(Interest::READABLE, |fd| {
-                match rustix::io::read(fd, buffer) {
+                match rustix::io::read(fd, &mut buffer[..]) {
                     // A terminal whose other end is closed.
                     Err(Errno::IO) => Ok(0),
                     result => Ok(result?),
@@ -98,6 +159,7 @@ impl End {
                     let mut file: &File = file;
                     file.write(bytes)?
                 }
+                Self::Stored(file) => file.write(bytes).await?,
             };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());

@@ -2,8 +2,8 @@
 //!
 //! - A path is a FIFO. Its reader or writer may come later, go and come back (containerd restarts), so an output FIFO is held open
 //!   for reading too, and an input FIFO for writing until the caller closes the input.
-//! - `fd://PID/N` is descriptor N of process PID, which lends it to the supervisor (`pidfd_getfd`): the stream then
-//!   goes on when that process ends, and nothing is between it and the guest but the supervisor.
+//! - `fd://PID:START/N` is descriptor N of the process PID that began at START (field 22 of `/proc/PID/stat`), which lends it to the supervisor
+//!   (`pidfd_getfd`): the stream then goes on when that process ends, and nothing is between it and the guest but the supervisor.
 //! - Empty is no stream. Other schemes are refused.
 
 use std::io;
@@ -11,12 +11,14 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use rustix::process::PidfdGetfdFlags;
 use tokio::io::Interest;
 
-use super::end::has_hung_up;
+use super::end::{Stored, has_hung_up};
 use super::{Console, End, Stdio};
 use crate::polled;
+use crate::state::ProcessRef;
+use crate::storage::{Storage, StorageError};
 
 /// The outside of one process.
 #[derive(Debug, Default)]
@@ -28,6 +30,7 @@ pub(crate) struct Outside {
     pub(super) keeper: Option<Keeper>,
     pub(super) lender: Option<Lender>,
     pub(super) console: Option<Console>,
+    storage: Storage,
 }
 
 /// A FIFO's writing end, held so that its reader gets no end-of-file.
@@ -41,8 +44,10 @@ pub(crate) struct Lender(OwnedFd);
 /// Why an outside end cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutsideError {
-    #[error("the stream {0:?} is not supported: a FIFO's path or fd://PID/N is")]
+    #[error("the stream {0:?} is not supported: a FIFO's path or fd://PID:START/N is")]
     Scheme(String),
+    #[error("cannot open the streams")]
+    Storage(#[from] StorageError),
     #[error("cannot open the stream {name:?}")]
     Open {
         name: String,
@@ -62,19 +67,18 @@ enum Direction {
 enum Name<'a> {
     None,
     Fifo(&'a str),
-    Lent { pid: i32, fd: i32 },
+    Lent { process: ProcessRef, fd: i32 },
 }
 
 impl Lender {
-    /// The process `pid`.
-    pub(crate) fn of(pid: i32) -> io::Result<Self> {
-        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-        let flags = PidfdFlags::empty();
-        Ok(Self(rustix::process::pidfd_open(pid, flags)?))
+    /// That process and no later one with its pid.
+    pub(crate) fn of(process: ProcessRef) -> io::Result<Self> {
+        let pidfd = process.open().ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self(pidfd))
     }
 
     /// Whether it is alive still.
-    pub(super) fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
         let now = Timespec::default();
         matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(0))
@@ -94,9 +98,22 @@ impl Lender {
 
 impl Outside {
     /// Opens what `stdio` names.
-    pub(crate) fn open(stdio: &Stdio) -> Result<Self, OutsideError> {
+    pub(crate) async fn open(storage: &Storage, stdio: &Stdio) -> Result<Self, OutsideError> {
+        if [&stdio.stdin, &stdio.stdout, &stdio.stderr]
+            .iter()
+            .all(|name| name.is_empty())
+        {
+            return Self::open_now(storage.clone(), stdio);
+        }
+        let (stdio, for_files) = (stdio.clone(), storage.clone());
+        let opened = move || Self::open_now(for_files, &stdio);
+        storage.run("a stream", opened).await?
+    }
+
+    fn open_now(storage: Storage, stdio: &Stdio) -> Result<Self, OutsideError> {
         let mut outside = Self {
             terminal: stdio.terminal,
+            storage,
             ..Self::default()
         };
         outside.stdin = outside.open_one(&stdio.stdin, Direction::Input)?;
@@ -115,7 +132,9 @@ impl Outside {
         match parse(name)? {
             Name::None => Ok(None),
             Name::Fifo(path) => self.fifo(path, direction).map(Some).map_err(failed),
-            Name::Lent { pid, fd } => self.lent(pid, fd, direction).map(Some).map_err(failed),
+            Name::Lent { process, fd } => {
+                self.lent(process, fd, direction).map(Some).map_err(failed)
+            }
         }
     }
 
@@ -138,19 +157,44 @@ impl Outside {
         End::polled(fd, interest(direction))
     }
 
-    fn lent(&mut self, pid: i32, fd: i32, direction: Direction) -> io::Result<End> {
-        let none = || io::Error::from(io::ErrorKind::NotFound);
-        let pid = Pid::from_raw(pid).ok_or_else(none)?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let fd = rustix::process::pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())?;
+    fn lent(&mut self, process: ProcessRef, fd: i32, direction: Direction) -> io::Result<End> {
+        let lender = Lender::of(process)?;
+        let fd = rustix::process::pidfd_getfd(&lender.0, fd, PidfdGetfdFlags::empty())?;
         if self.terminal && direction == Direction::Input {
             self.console = Console::adopt(&fd)?;
         }
-        let end = adopt(fd, direction)?;
-        self.lender = Some(Lender(pidfd));
+        let end = self.adopt(fd, direction)?;
+        self.lender = Some(lender);
         Ok(end)
     }
+
+    /// Makes an end of another process's descriptor.
+    fn adopt(&self, fd: OwnedFd, direction: Direction) -> io::Result<End> {
+        let stat = rustix::fs::fstat(&fd)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Socket => End::socket(fd),
+            FileType::Fifo => {
+                let own = reopen(&fd, direction)?;
+                // A FIFO opened anew after its last writer went would wait for the next one.
+                if direction == Direction::Input && has_hung_up(&fd) {
+                    return Ok(End::Ready(own.into()));
+                }
+                End::polled(own, interest(direction))
+            }
+            FileType::CharacterDevice if rustix::termios::isatty(&fd) => {
+                End::polled(reopen(&fd, direction)?, interest(direction))
+            }
+            FileType::CharacterDevice if rustix::fs::major(stat.st_rdev) == MEMORY_MAJOR => {
+                Ok(End::Ready(fd.into()))
+            }
+            // Its offset is shared with whoever else writes to it, so it is used as it is.
+            _ => Ok(End::Stored(Stored::new(fd.into(), self.storage.clone()))),
+        }
+    }
 }
+
+/// Of `/dev/null`, `zero`, `full`, `random` and `urandom`.
+const MEMORY_MAJOR: u32 = 1;
 
 /// Never waits for the other side of a FIFO, never makes a terminal the supervisor's, is not inherited.
 const ALWAYS: OFlags = OFlags::NONBLOCK
@@ -161,26 +205,6 @@ fn interest(direction: Direction) -> Interest {
     match direction {
         Direction::Input => Interest::READABLE,
         Direction::Output => Interest::WRITABLE,
-    }
-}
-
-/// Makes an end of another process's descriptor.
-fn adopt(fd: OwnedFd, direction: Direction) -> io::Result<End> {
-    match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-        FileType::Socket => End::socket(fd),
-        FileType::Fifo => {
-            let own = reopen(&fd, direction)?;
-            // A FIFO opened anew after its last writer went would wait for the next one.
-            if direction == Direction::Input && has_hung_up(&fd) {
-                return Ok(End::Ready(own.into()));
-            }
-            End::polled(own, interest(direction))
-        }
-        FileType::CharacterDevice if rustix::termios::isatty(&fd) => {
-            End::polled(reopen(&fd, direction)?, interest(direction))
-        }
-        // Its offset is shared with whoever else writes to it, so it is used as it is.
-        _ => Ok(End::Ready(fd.into())),
     }
 }
 
@@ -202,6 +226,11 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
     }
 }
 
+/// The name of descriptor `fd` of `process`, for [`Stdio`].
+pub(crate) fn lent_name(process: ProcessRef, fd: i32) -> String {
+    format!("fd://{}:{}/{fd}", process.pid, process.start_time)
+}
+
 fn parse(name: &str) -> Result<Name<'_>, OutsideError> {
     let unsupported = || OutsideError::Scheme(name.to_owned());
     if name.is_empty() {
@@ -214,9 +243,13 @@ fn parse(name: &str) -> Result<Name<'_>, OutsideError> {
         return Ok(Name::Fifo(path));
     }
     let lent = name.strip_prefix("fd://").ok_or_else(unsupported)?;
-    let (pid, fd) = lent.split_once('/').ok_or_else(unsupported)?;
-    match (pid.parse(), fd.parse()) {
-        (Ok(pid @ 1..), Ok(fd @ 0..)) => Ok(Name::Lent { pid, fd }),
+    let (process, fd) = lent.split_once('/').ok_or_else(unsupported)?;
+    let (pid, start_time) = process.split_once(':').ok_or_else(unsupported)?;
+    match (pid.parse(), start_time.parse(), fd.parse()) {
+        (Ok(pid @ 1..), Ok(start_time), Ok(fd @ 0..)) => {
+            let process = ProcessRef { pid, start_time };
+            Ok(Name::Lent { process, fd })
+        }
         _ => Err(unsupported()),
     }
 }
@@ -229,27 +262,36 @@ mod tests {
     fn names_are_understood() {
         assert_eq!(parse("").unwrap(), Name::None);
         assert_eq!(parse("/run/in").unwrap(), Name::Fifo("/run/in"));
-        assert_eq!(parse("fd://12/0").unwrap(), Name::Lent { pid: 12, fd: 0 });
+        let process = ProcessRef {
+            pid: 12,
+            start_time: 345,
+        };
+        let lent = Name::Lent { process, fd: 0 };
+        assert_eq!(parse(&lent_name(process, 0)).unwrap(), lent);
         for bad in [
             "file:///x",
             "binary:///x",
-            "fd://0/1",
-            "fd://-1/1",
-            "fd://1/-1",
-            "fd://1",
+            "fd://0:5/1",
+            "fd://-1:5/1",
+            "fd://1:5/-1",
+            "fd://1:/1",
+            "fd://1/1",
+            "fd://1:5",
             "x",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }
 
-    #[test]
-    fn a_missing_fifo_is_named() {
+    #[tokio::test]
+    async fn a_missing_fifo_is_named() {
         let stdio = Stdio {
             stdout: "/nowhere/out".into(),
             ..Stdio::default()
         };
-        let error = Outside::open(&stdio).unwrap_err();
+        let error = Outside::open(&Storage::default(), &stdio)
+            .await
+            .unwrap_err();
         assert_eq!(error.to_string(), "cannot open the stream \"/nowhere/out\"");
     }
 }

@@ -64,7 +64,7 @@ async fn copy(from: &End, to: &End, progress: Option<&Progress>) -> io::Result<(
         from.readable().await?;
         let mut chunk = vec![0; CHUNK_BYTES];
         loop {
-            match from.try_read(&mut chunk) {
+            match from.read(&mut chunk).await {
                 Ok(0) => return Ok(()),
                 Ok(length) => deliver(to, &chunk[..length], progress).await?,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
@@ -92,7 +92,7 @@ async fn discard(from: &End) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         from.readable().await?;
-        match from.try_read(&mut chunk) {
+        match from.read(&mut chunk).await {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}

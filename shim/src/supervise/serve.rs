@@ -5,10 +5,9 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;
-use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Resource};
+use rustix::process::{Pid, PidfdFlags};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
@@ -16,14 +15,13 @@ use ttrpc::asynchronous::transport::Listener;
 
 use super::{SERVING, ServeArgs, face};
 use crate::config::{Config, ConfigError, Options};
+use crate::deadlines::IDLE;
+use crate::inherited;
 use crate::polled;
 use crate::rootfs::{RootfsError, Share};
 use crate::sandbox::{self, Handle, Life, Origin, ReportedPid};
 use crate::service;
 use crate::state::{ProcessRef, StateDir, StateError};
-
-/// How long a supervisor without a container stays: its starter may have died before it asked for one.
-const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Why a supervisor did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -103,16 +101,10 @@ fn detach(state: &StateDir) -> io::Result<ProcessRef> {
         .append(true)
         .open(state.log())?;
     rustix::stdio::dup2_stderr(&log)?;
-    allow_descriptors()?;
+    // Every stream costs a descriptor or two, and the VMM, which inherits this, one per open file of the guest.
+    inherited::raise_descriptor_limit()?;
     let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
     ProcessRef::of(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// Every stream costs a descriptor or two, and the VMM, which inherits this, one per open file of the guest.
-fn allow_descriptors() -> io::Result<()> {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
 }
 
 /// One thread, and a second one where this process stands for a container.
@@ -246,12 +238,12 @@ fn pidfd_of(pid: u32) -> Option<OwnedFd> {
     rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
 }
 
-/// Waits until there has been no container for [`IDLE_MAX`].
+/// Waits until there has been no container for [`IDLE`].
 async fn idle(sandbox: &Handle) {
     loop {
         sandbox.reaches(|life| *life == Life::Idle).await;
         let busy = sandbox.reaches(|life| *life != Life::Idle);
-        if tokio::time::timeout(IDLE_MAX, busy).await.is_err() {
+        if tokio::time::timeout(IDLE, busy).await.is_err() {
             return;
         }
     }

@@ -11,6 +11,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
+use crate::guest::text;
+
 /// How much of the console is kept: a whole boot's log and what came last.
 const CONSOLE_MAX_BYTES: usize = 64 * 1024;
 
@@ -19,6 +21,9 @@ const STDERR_MAX_BYTES: usize = 4 * 1024;
 
 /// How much of the console goes to a debugging log too: more than any boot says, less than fills a disk.
 const LOGGED_MAX_BYTES: usize = 1024 * 1024;
+
+/// Of one line that is shown.
+const LINE_MAX_BYTES: usize = 4 * 1024;
 
 /// Bytes taken from a pipe at once.
 const CHUNK_BYTES: usize = 4 * 1024;
@@ -45,7 +50,7 @@ impl Console {
         }))
     }
 
-    /// The last `count` lines, without control characters.
+    /// The last `count` lines, as far as they can be shown.
     pub(crate) fn last_lines(&self, count: usize) -> String {
         let lines = self.lines();
         lines[lines.len().saturating_sub(count)..].join("\n")
@@ -67,7 +72,7 @@ impl Console {
         String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| !line.trim().is_empty())
-            .map(|line| line.chars().filter(|c| !c.is_control()).collect())
+            .map(|line| shown(line))
             .collect()
     }
 
@@ -79,11 +84,16 @@ impl Console {
     }
 }
 
+/// A line as far as it can be shown: a console ends its lines in a carriage return, too.
+fn shown(line: &str) -> String {
+    text::clean(line.trim_end_matches('\r'), LINE_MAX_BYTES)
+}
+
 /// Passes a chunk on to the log, line by line.
 fn log(chunk: &[u8]) {
     if tracing::enabled!(tracing::Level::DEBUG) {
         for line in String::from_utf8_lossy(chunk).lines() {
-            tracing::debug!("console: {}", line.trim_end());
+            tracing::debug!("console: {}", shown(line.trim_end()));
         }
     }
 }
@@ -98,8 +108,8 @@ pub(crate) fn last_line_of(pipe: OwnedFd) -> io::Result<JoinHandle<String>> {
             let room = STDERR_MAX_BYTES - kept.len();
             kept.extend_from_slice(&chunk[..length.min(room)]);
         }
-        let text = String::from_utf8_lossy(&kept);
-        text.lines().last().unwrap_or_default().trim().to_owned()
+        let said = String::from_utf8_lossy(&kept);
+        shown(said.lines().last().unwrap_or_default().trim())
     }))
 }
 
@@ -132,7 +142,7 @@ mod tests {
     fn control_characters_do_not_leave_the_console() {
         let console = Console::default();
         console.push(b"\x1b[31mred\x07\r\n\n");
-        assert_eq!(console.last_lines(5), "[31mred");
+        assert_eq!(console.last_lines(5), "?[31mred?");
     }
 
     #[test]

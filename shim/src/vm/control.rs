@@ -1,8 +1,9 @@
 //! The control socket: requests out, replies and events in.
 //!
 //! One JSON document per `SOCK_SEQPACKET` packet, with at most one descriptor beside it (`vmm_api`). A packet is sent whole
-//! or not at all, so any task may send; one task receives and hands each reply to whoever asked. When the socket
-//! closes, every call that waits fails with [`ControlError::Closed`] and the channel of events ends.
+//! or not at all, so any task may send; one task receives and hands each reply to whoever asked. Each call has a deadline. When the socket
+//! closes, or the VMM breaks the protocol, the connection is over on both sides: every call fails with [`ControlError::Closed`], those that wait
+//! and those to come, the channel of events ends, and [`Control::lost`] says why. A VMM may have been taken over by its guest: its words are cleaned.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -12,14 +13,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot, watch};
 use vmm_api::{Command, Event, Message, PACKET_MAX_BYTES, Reply, ReplyError, Request, Stats};
 
+use crate::deadlines::CONTROL_REPLY;
+use crate::guest::{limits, text};
 use crate::polled::{self, Polled};
+
+/// Milestones of a boot: there are some ten.
+const MILESTONES_MAX: usize = 64;
+
+/// The name of one.
+const MILESTONE_MAX_BYTES: usize = 32;
 
 /// Events the receiving task may be ahead of their reader. A VMM that says more is not listened to until they are read.
 const EVENTS_AHEAD_MAX: usize = 16;
@@ -35,6 +44,18 @@ pub(crate) struct Control {
     next_id: Arc<AtomicU64>,
     /// What [`Event::Resized`] said last.
     resized: watch::Receiver<u32>,
+    lost: watch::Receiver<Option<Loss>>,
+}
+
+/// Why there is no control of a VMM any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Loss {
+    #[error("the VMM closed its control socket")]
+    Closed,
+    #[error("the control socket of the VMM cannot be read: {0}")]
+    Unreadable(String),
+    #[error("the VMM sent a packet that is not a message: {0}")]
+    NotAMessage(String),
 }
 
 /// An event, and the descriptor that came beside it.
@@ -58,48 +79,81 @@ pub(crate) enum ControlError {
     Unexpected,
     #[error("cannot write to the control socket")]
     Send(#[source] io::Error),
+    /// It is there and says nothing.
+    #[error("the VMM does not answer")]
+    TimedOut,
 }
 
 type Answer = oneshot::Sender<Result<Reply, ReplyError>>;
 
-/// Calls without a reply, by request id. Emptied for good when the socket closes.
-#[derive(Clone, Debug, Default)]
-struct Waiting(Arc<Mutex<HashMap<u64, Answer>>>);
+/// Calls without a reply, by request id; None when there will be no replies any more.
+#[derive(Clone, Debug)]
+struct Waiting(Arc<Mutex<Option<HashMap<u64, Answer>>>>);
 
 impl Waiting {
-    fn insert(&self, id: u64, answer: Answer) {
-        self.lock().insert(id, answer);
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(HashMap::new()))))
+    }
+
+    fn insert(&self, id: u64, answer: Answer) -> Result<(), ControlError> {
+        let mut waiting = self.lock();
+        let calls = waiting.as_mut().ok_or(ControlError::Closed)?;
+        calls.insert(id, answer);
+        Ok(())
     }
 
     fn take(&self, id: u64) -> Option<Answer> {
-        self.lock().remove(&id)
+        self.lock().as_mut()?.remove(&id)
     }
 
-    fn clear(&self) {
-        self.lock().clear();
+    fn close(&self) {
+        *self.lock() = None;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Answer>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, Answer>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// A call that waits. However it ends, it is forgotten.
+struct Call<'a> {
+    waiting: &'a Waiting,
+    id: u64,
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.waiting.take(self.id);
+    }
+}
+
+/// What the receiving task tells.
+struct Told {
+    waiting: Waiting,
+    events: mpsc::Sender<Arrived>,
+    resized: watch::Sender<u32>,
+    lost: watch::Sender<Option<Loss>>,
+}
+
 /// Takes over the supervisor's end of a control socket.
 pub(crate) fn open(socket: OwnedFd) -> io::Result<(Control, mpsc::Receiver<Arrived>)> {
-    let (resized, seen) = watch::channel(0);
+    let (resized, last_size) = watch::channel(0);
+    let (lost, loss) = watch::channel(None);
     let control = Control {
         socket: Arc::new(polled::watch(socket)?),
-        waiting: Waiting::default(),
+        waiting: Waiting::new(),
         next_id: Arc::new(AtomicU64::new(1)),
-        resized: seen,
+        resized: last_size,
+        lost: loss,
     };
     let (events, arrived) = mpsc::channel(EVENTS_AHEAD_MAX);
-    tokio::spawn(receive_all(
-        control.socket.clone(),
-        control.waiting.clone(),
+    let told = Told {
+        waiting: control.waiting.clone(),
         events,
         resized,
-    ));
+        lost,
+    };
+    tokio::spawn(receive_all(control.socket.clone(), told));
     Ok((control, arrived))
 }
 
@@ -122,6 +176,16 @@ impl Control {
     /// The reverse.
     pub(crate) async fn resume(&self) -> Result<(), ControlError> {
         self.done(Command::Resume, None).await
+    }
+
+    /// Waits until there is no control any more, and says why.
+    pub(crate) async fn lost(&self) -> Loss {
+        let mut lost = self.lost.clone();
+        let loss = lost.wait_for(Option::is_some).await;
+        // The sender speaks before it goes, but when the whole runtime ends.
+        loss.ok()
+            .and_then(|loss| loss.clone())
+            .unwrap_or(Loss::Closed)
     }
 
     /// Asks the guest to have this much memory, and waits for as long as it takes until it has.
@@ -154,77 +218,105 @@ impl Control {
     }
 
     async fn call(&self, command: Command, fd: Option<OwnedFd>) -> Result<Reply, ControlError> {
+        let called = self.call_unhurried(command, fd);
+        tokio::time::timeout(CONTROL_REPLY, called)
+            .await
+            .unwrap_or(Err(ControlError::TimedOut))
+    }
+
+    async fn call_unhurried(
+        &self,
+        command: Command,
+        fd: Option<OwnedFd>,
+    ) -> Result<Reply, ControlError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let packet = serde_json::to_vec(&Request { id, command })
             .map_err(|e| ControlError::Send(e.into()))?;
         let (answer, answered) = oneshot::channel();
-        self.waiting.insert(id, answer);
-        let sent = self
-            .socket
-            .async_io(Interest::WRITABLE, |socket| {
-                send(socket.as_fd(), &packet, fd.as_ref())
-            })
-            .await;
-        if let Err(e) = sent {
-            self.waiting.take(id);
-            return Err(match e.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Closed,
-                _ => ControlError::Send(e),
-            });
-        }
+        self.waiting.insert(id, answer)?;
+        let _call = Call {
+            waiting: &self.waiting,
+            id,
+        };
+        let sent = self.socket.async_io(Interest::WRITABLE, |socket| {
+            send(socket.as_fd(), &packet, fd.as_ref())
+        });
+        sent.await.map_err(|e| match e.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Closed,
+            _ => ControlError::Send(e),
+        })?;
         match answered.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(refusal)) => Err(ControlError::Refused(refusal.message)),
+            Ok(Ok(reply)) => Ok(bounded(reply)),
+            Ok(Err(refusal)) => {
+                let words = text::clean(&refusal.message, limits::ERROR_MAX_BYTES);
+                Err(ControlError::Refused(words))
+            }
             Err(_) => Err(ControlError::Closed),
         }
     }
 }
 
-/// Receives until the socket closes or the VMM breaks the protocol.
-async fn receive_all(
-    socket: Arc<Polled>,
-    waiting: Waiting,
-    events: mpsc::Sender<Arrived>,
-    resized: watch::Sender<u32>,
-) {
+/// The reply with names that can be shown.
+fn bounded(reply: Reply) -> Reply {
+    match reply {
+        Reply::Done => Reply::Done,
+        Reply::Stats(mut stats) => {
+            stats.timeline.truncate(MILESTONES_MAX);
+            for mark in &mut stats.timeline {
+                mark.name = text::clean(&mark.name, MILESTONE_MAX_BYTES);
+            }
+            Reply::Stats(stats)
+        }
+    }
+}
+
+/// Receives until the socket closes or the VMM breaks the protocol; then the connection is over on both sides.
+async fn receive_all(socket: Arc<Polled>, told: Told) {
+    let loss = receive_until_lost(&socket, &told).await;
+    if loss != Loss::Closed {
+        tracing::warn!("{loss}");
+    }
+    // The VMM ends when it reads the end.
+    if let Err(e) = shutdown(socket.get_ref(), Shutdown::Both) {
+        tracing::debug!("the control socket is closed already: {e}");
+    }
+    told.waiting.close();
+    told.lost.send_replace(Some(loss));
+}
+
+async fn receive_until_lost(socket: &Polled, told: &Told) -> Loss {
     let mut buffer = vec![0; PACKET_MAX_BYTES];
     loop {
-        let received = socket
-            .async_io(Interest::READABLE, |socket| {
-                receive(socket.as_fd(), &mut buffer)
-            })
-            .await;
-        let (length, fd) = match received {
-            Ok((0, _)) => break,
+        let received = socket.async_io(Interest::READABLE, |socket| {
+            receive(socket.as_fd(), &mut buffer)
+        });
+        let (length, fd) = match received.await {
+            Ok((0, _)) => return Loss::Closed,
             Ok(received) => received,
             // It ended with a request unread.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break,
-            Err(e) => {
-                tracing::warn!("cannot read from the control socket: {e}");
-                break;
-            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Loss::Closed,
+            Err(e) => return Loss::Unreadable(e.to_string()),
         };
         match serde_json::from_slice(&buffer[..length]) {
             Ok(Message::Reply { id, result }) => {
                 // Nobody waits when the caller was cancelled.
-                if let Some(answer) = waiting.take(id) {
+                if let Some(answer) = told.waiting.take(id) {
                     let _ = answer.send(result);
                 }
             }
             Ok(Message::Event(Event::Resized { memory_mib })) => {
-                resized.send_replace(memory_mib);
+                told.resized.send_replace(memory_mib);
             }
             Ok(Message::Event(event)) => {
                 // Once nobody listens a guest that dials on is not worth a line: its connection ends here.
-                let _ = events.send(Arrived { event, fd }).await;
+                let _ = told.events.send(Arrived { event, fd }).await;
             }
             Err(e) => {
-                tracing::warn!("the VMM sent a packet that is not a message: {e}");
-                break;
+                let words = text::clean(&e.to_string(), limits::ERROR_MAX_BYTES);
+                return Loss::NotAMessage(words);
             }
         }
     }
-    waiting.clear();
 }
 
 fn send(socket: BorrowedFd<'_>, packet: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {
@@ -250,11 +342,22 @@ fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Opti
         &mut ancillary,
         flags,
     )?;
-    let fd = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    Ok((message.bytes, fd))
+    let mut fds: Vec<OwnedFd> = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    // None of these is a message of the protocol, and of the first two the rest is gone.
+    if fds.len() > 1
+        || message
+            .flags
+            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
+    {
+        let what = "a packet or what came beside it was too long";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    }
+    Ok((message.bytes, fds.pop()))
 }
 
 #[cfg(test)]
@@ -400,13 +503,71 @@ mod tests {
         drop(vmm);
         assert!(matches!(call.await.unwrap(), Err(ControlError::Closed)));
         assert!(events.recv().await.is_none());
+        assert_eq!(control.lost().await, Loss::Closed);
         assert!(matches!(control.stop().await, Err(ControlError::Closed)));
     }
 
     #[tokio::test]
-    async fn a_packet_that_is_no_message_ends_the_connection() {
-        let (vmm, _control, mut events) = FakeVmm::start();
+    async fn a_packet_that_is_no_message_ends_the_connection_for_both() {
+        let (vmm, control, mut events) = FakeVmm::start();
+        let caller = control.clone();
+        let call = tokio::spawn(async move { caller.stop().await });
+        vmm.request().await;
         send(vmm.0.get_ref().as_fd(), b"{]", None).unwrap();
         assert!(events.recv().await.is_none());
+        assert!(matches!(call.await.unwrap(), Err(ControlError::Closed)));
+        assert!(matches!(control.lost().await, Loss::NotAMessage(_)));
+        // The VMM's end is still open: only a flag keeps later calls from waiting for it.
+        assert!(matches!(control.stats().await, Err(ControlError::Closed)));
+        let mut byte = [0; 1];
+        assert_eq!(rustix::io::read(vmm.0.get_ref(), &mut byte), Ok(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vmm_that_does_not_answer_is_not_waited_for() {
+        let (vmm, control, _events) = FakeVmm::start();
+        for _ in 0..3 {
+            assert!(matches!(control.stop().await, Err(ControlError::TimedOut)));
+            vmm.request().await;
+        }
+        assert_eq!(control.waiting.lock().as_ref().map(HashMap::len), Some(0));
+    }
+
+    #[tokio::test]
+    async fn a_packet_or_descriptors_that_are_cut_off_end_the_connection() {
+        let (vmm, control, _events) = FakeVmm::start();
+        send(vmm.0.get_ref().as_fd(), &[b' '; PACKET_MAX_BYTES + 1], None).unwrap();
+        assert!(matches!(control.lost().await, Loss::Unreadable(_)));
+        for count in [2, 4] {
+            let (vmm, control, _events) = FakeVmm::start();
+            let (near, _far) = UnixStream::pair().unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let fds = vec![near.as_fd(); count];
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+            let accepted = Message::Event(Event::Accepted { port: 1024 });
+            let packet = serde_json::to_vec(&accepted).unwrap();
+            let slices = [IoSlice::new(&packet)];
+            sendmsg(vmm.0.get_ref(), &slices, &mut ancillary, SendFlags::empty()).unwrap();
+            assert!(matches!(control.lost().await, Loss::Unreadable(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn words_of_a_vmm_can_be_shown() {
+        let (vmm, control, _events) = FakeVmm::start();
+        let call = tokio::spawn(async move { control.stop().await });
+        let (request, _) = vmm.request().await;
+        let message = "\x1b[2Jno\n".into();
+        let result = Err(ReplyError { message });
+        vmm.say(
+            &Message::Reply {
+                id: request.id,
+                result,
+            },
+            None,
+        );
+        let refused = call.await.unwrap().unwrap_err();
+        assert_eq!(refused.to_string(), "the VMM refused: ?[2Jno?");
     }
 }
