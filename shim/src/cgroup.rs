@@ -2,16 +2,30 @@
 //! find a container's cgroup by its process.
 //!
 //! It exists so that the VMM is counted and killed as one, and so that its death by the host's OOM killer is known.
-//! Limits of containers are set by the guest's kernel, which knows the containers apart; none is set here.
+//! Limits of containers are set by the guest's kernel, which knows the containers apart. At the default path the VM as a whole may have the
+//! memory that its guest can grow to, and an overhead; at a path of the caller's, limits are the caller's.
 //!
 //! Path: the first container's `linux.cgroupsPath` (`slice:prefix:name` becomes `slice/prefix-name.scope`), by default
-//! `/husk/<id>`. A path that was asked for and cannot be made is an error, as with runc; without one, a host that has no
-//! writable cgroup v2 costs a warning.
+//! `/husk/<root>/<id>`, where `<root>` is a number made of the path of the root: two roots may have the same id. A path that was asked for
+//! and cannot be made is an error, as with runc; without one, a host that has no writable cgroup v2 costs a warning.
+//!
+//! Who is in a cgroup of ours is killed with it, so nobody else may be: the last directory of the path must be new, or one that an
+//! earlier container of the same name left behind, marked by an attribute, and empty. Later processes know it by its inode.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use crate::state::{CgroupRef, StateDir};
 
 /// Where cgroup v2 is mounted.
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
@@ -19,10 +33,30 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Wanted in the sandbox's cgroup: what stats and OOM are read from.
 const CONTROLLERS: [&str; 4] = ["+memory", "+cpu", "+io", "+pids"];
 
-/// A cgroup this program made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Says whose a cgroup is.
+const MARK: &str = "trusted.husk";
+
+/// More than a mark has bytes: a number and an id.
+const MARK_MAX_BYTES: usize = 512;
+
+/// How many names of a default path are ours alone.
+const DEFAULT_LEVELS: usize = 3;
+
+/// Beside the guest's memory a VM may use this much of the host's: VMM and supervisor have 8 MiB, the kernel's sockets, descriptors and inodes
+/// for them the rest. Pages of files, which it can take back, are counted too.
+const OVERHEAD_MIB: u64 = 128;
+
+/// One part in this many of the guest's memory is page tables for it: the host's and the nested ones, 8 of 4096 bytes each.
+const PAGE_TABLES_PART: u64 = 256;
+
+/// How often a path is made anew because its upper directories, empty for a moment, were removed with another container.
+const ATTEMPTS_MAX: u32 = 16;
+
+/// A cgroup that this program made; clones are the same.
+#[derive(Clone, Debug)]
 pub(crate) struct Cgroup {
-    dir: PathBuf,
+    named: CgroupRef,
+    fd: Arc<OwnedFd>,
 }
 
 /// Why there is no cgroup.
@@ -32,6 +66,10 @@ pub(crate) enum CgroupError {
     NotVersion2,
     #[error("linux.cgroupsPath {} is not a path of names", .0.display())]
     InvalidPath(PathBuf),
+    #[error("the cgroup {} exists already and is not this container's", .0.display())]
+    Foreign(PathBuf),
+    #[error("the cgroup {} has processes or cgroups in it", .0.display())]
+    InUse(PathBuf),
     #[error("cannot make the cgroup {}", path.display())]
     Create {
         path: PathBuf,
@@ -41,103 +79,270 @@ pub(crate) enum CgroupError {
 }
 
 impl Cgroup {
-    /// Makes the cgroup for the sandbox `id`, at `cgroups_path` when that is given.
-    pub(crate) fn create(cgroups_path: Option<&Path>, id: &str) -> Result<Self, CgroupError> {
-        let root = Path::new(CGROUP_ROOT);
-        if !root.join("cgroup.controllers").exists() {
-            return Err(CgroupError::NotVersion2);
-        }
-        let relative = relative_path(cgroups_path, id)?;
-        let mut dir = root.to_owned();
-        for name in &relative {
-            enable_controllers(&dir);
-            dir.push(name);
-            match fs::create_dir(&dir) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(CgroupError::Create {
-                        path: dir,
-                        source: e,
-                    });
-                }
-                _ => {}
+    /// Makes the cgroup `relative` below `hierarchy`, whose last `levels` names are ours; `mark` says for whom.
+    fn create(
+        hierarchy: &Path,
+        relative: &Path,
+        levels: usize,
+        mark: &[u8],
+    ) -> Result<Self, CgroupError> {
+        let dir = hierarchy.join(relative);
+        let failed = |e: Errno| CgroupError::Create {
+            path: dir.clone(),
+            source: e.into(),
+        };
+        let mut attempts = 0;
+        let is_new = loop {
+            attempts += 1;
+            match make_directories(hierarchy, relative) {
+                Ok(()) => break true,
+                Err(Errno::EXIST) => break false,
+                Err(Errno::NOENT) if attempts < ATTEMPTS_MAX => {}
+                Err(e) => return Err(failed(e)),
             }
+        };
+        let fd = open(&dir).map_err(failed)?;
+        if is_new {
+            let marked = rustix::fs::fsetxattr(&fd, MARK, mark, XattrFlags::empty());
+            if let Err(e) = marked {
+                tracing::debug!("{} is not marked: {e}", dir.display());
+            }
+        } else if mark_of(&fd).as_deref() != Some(mark) {
+            return Err(CgroupError::Foreign(dir));
+        } else if !is_empty(&fd).map_err(failed)? {
+            return Err(CgroupError::InUse(dir));
         }
-        Ok(Self { dir })
+        Self::of(fd, dir.clone(), levels).map_err(failed)
     }
 
-    /// The cgroup at `dir`, made by an earlier process.
-    pub(crate) fn at(dir: PathBuf) -> Self {
-        Self { dir }
+    /// The one that an earlier process has made, unless it is gone, whatever has its path now.
+    pub(crate) fn find(named: &CgroupRef) -> Option<Self> {
+        let fd = open(&named.dir).ok()?;
+        let stat = rustix::fs::fstat(&fd).ok()?;
+        let same = (stat.st_dev, stat.st_ino) == (named.device, named.inode);
+        same.then(|| Self {
+            named: named.clone(),
+            fd: Arc::new(fd),
+        })
     }
 
-    /// The one this process is in.
-    pub(crate) fn own() -> io::Result<Self> {
-        let text = fs::read_to_string("/proc/self/cgroup")?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-        let path = path.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self::at(Path::new(CGROUP_ROOT).join(path)))
+    /// The one at the default path of a sandbox or container, if it was made for that: whoever made it may have died before it could write it
+    /// down.
+    pub(crate) fn find_own(state: &StateDir) -> Option<Self> {
+        let own = own_path(state.root(), state.id());
+        let dir = Path::new(CGROUP_ROOT).join(&own);
+        let fd = open(&dir).ok()?;
+        let is_marked = mark_of(&fd)? == own.as_os_str().as_bytes();
+        is_marked
+            .then(|| Self::of(fd, dir, DEFAULT_LEVELS).ok())
+            .flatten()
     }
 
-    /// Its directory.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+    fn of(fd: OwnedFd, dir: PathBuf, levels: usize) -> Result<Self, Errno> {
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self {
+            named: CgroupRef {
+                dir,
+                device: stat.st_dev,
+                inode: stat.st_ino,
+                levels,
+            },
+            fd: Arc::new(fd),
+        })
+    }
+
+    /// For a later process to find it by.
+    pub(crate) fn named(&self) -> &CgroupRef {
+        &self.named
     }
 
     /// Moves a process in.
     pub(crate) fn enter(&self, pid: i32) -> io::Result<()> {
-        fs::write(self.dir.join("cgroup.procs"), pid.to_string())
+        self.write("cgroup.procs", &pid.to_string())
     }
 
     /// Moves a process in, which stands for a container. Returns where it was: it goes back there before the cgroup is removed.
-    pub(crate) fn adopt(&self, pid: i32) -> Option<Self> {
-        let adopted = Self::own().and_then(|home| self.enter(pid).map(|()| home));
+    pub(crate) fn adopt(&self, pid: i32) -> Option<Home> {
+        let adopted = Home::of_this().and_then(|home| self.enter(pid).map(|()| home));
         adopted
             .inspect_err(|e| tracing::warn!("{pid} is not in its container's cgroup: {e}"))
             .ok()
     }
 
-    /// Moves the process back, and removes the cgroup, in which nothing else is any more.
-    pub(crate) fn release(&self, pid: i32, home: Option<&Self>) {
+    /// Moves the process back, and removes the cgroup, in which nothing else is any more. Returns whether it is gone.
+    pub(crate) fn release(&self, pid: i32, home: Option<&Home>) -> bool {
         let left = home.map_or(Ok(()), |home| home.enter(pid));
-        if let Err(e) = left.and_then(|()| self.remove()) {
-            tracing::warn!("cannot remove the cgroup {}: {e}", self.dir.display());
+        let removed = left.and_then(|()| self.remove());
+        if let Err(e) = &removed {
+            tracing::warn!("cannot remove the cgroup {}: {e}", self.named.dir.display());
+        }
+        removed.is_ok()
+    }
+
+    /// Lets its processes have no more memory than a VM needs whose guest can have `guest_mib` at most.
+    pub(crate) fn limit_memory(&self, guest_mib: u64) {
+        if let Err(e) = self.write("memory.max", &memory_max(guest_mib).to_string()) {
+            tracing::warn!(
+                "the memory of {} has no limit: {e}",
+                self.named.dir.display()
+            );
         }
     }
 
     /// Whether the kernel killed a process in it for memory.
     pub(crate) fn had_oom_kill(&self) -> bool {
-        fs::read_to_string(self.dir.join("memory.events"))
-            .is_ok_and(|events| oom_kills(&events) > 0)
+        read(&self.fd, "memory.events").is_ok_and(|events| count_of(&events, "oom_kill") > 0)
     }
 
-    /// Kills all that is left in it.
-    pub(crate) fn kill(&self) -> io::Result<()> {
-        match fs::write(self.dir.join("cgroup.kill"), "1") {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+    /// Kills all that is in it, and waits at most for `patience` until that has ended.
+    pub(crate) fn kill(&self, patience: Duration) -> io::Result<()> {
+        self.write("cgroup.kill", "1")?;
+        let deadline = Instant::now() + patience;
+        let events = openat(&self.fd, "cgroup.events", OFlags::RDONLY)?;
+        loop {
+            if count_of(&read(&self.fd, "cgroup.events")?, "populated") == 0 {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::other("what was killed does not end"));
+            }
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            // The kernel says so when the file has changed since it was read.
+            let mut changed = [PollFd::new(&events, PollFlags::PRI)];
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut changed, Some(&left)))?;
         }
     }
 
-    /// Removes it; one that is gone already is no error. It must be empty.
+    /// Removes it, and of a default path what is empty above it; one that is gone already is no error. It must be empty.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir(&self.dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result,
+        let CgroupRef { dir, levels, .. } = &self.named;
+        if Self::find(&self.named).is_none() {
+            return Ok(());
         }
+        match fs::remove_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        for above in dir.ancestors().take(*levels).skip(1) {
+            // In use by other containers.
+            if fs::remove_dir(above).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, file: &str, text: &str) -> io::Result<()> {
+        File::from(openat(&self.fd, file, OFlags::WRONLY)?).write_all(text.as_bytes())
     }
 }
 
-/// A cgroup that was asked for must be had; the default one is worth a warning only.
-pub(crate) fn make(path: Option<&Path>, id: &str) -> Result<Option<Cgroup>, CgroupError> {
-    match Cgroup::create(path, id) {
+/// The cgroup that a process was in before.
+#[derive(Clone, Debug)]
+pub(crate) struct Home(PathBuf);
+
+impl Home {
+    fn of_this() -> io::Result<Self> {
+        let text = fs::read_to_string("/proc/self/cgroup")?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        let path = path.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self(Path::new(CGROUP_ROOT).join(path)))
+    }
+
+    fn enter(&self, pid: i32) -> io::Result<()> {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string())
+    }
+}
+
+/// The cgroup of the sandbox or container whose state is in `state`. One that was asked for must be had; the default one is worth a warning
+/// only.
+pub(crate) fn make(path: Option<&Path>, state: &StateDir) -> Result<Option<Cgroup>, CgroupError> {
+    match make_in(Path::new(CGROUP_ROOT), path, state) {
         Ok(cgroup) => Ok(Some(cgroup)),
         Err(e) if path.is_some() => Err(e),
         Err(e) => {
             let error = anyhow::Error::from(e);
-            tracing::warn!("{id} has no cgroup of its own: {error:#}");
+            tracing::warn!("{} has no cgroup of its own: {error:#}", state.id());
             Ok(None)
         }
     }
+}
+
+fn make_in(hierarchy: &Path, path: Option<&Path>, state: &StateDir) -> Result<Cgroup, CgroupError> {
+    if !hierarchy.join("cgroup.controllers").exists() {
+        return Err(CgroupError::NotVersion2);
+    }
+    let own = own_path(state.root(), state.id());
+    let mark = own.as_os_str().as_bytes();
+    match path {
+        Some(path) => Cgroup::create(hierarchy, &relative_path(path)?, 1, mark),
+        None => Cgroup::create(hierarchy, &own, DEFAULT_LEVELS, mark),
+    }
+}
+
+/// In bytes (pure).
+fn memory_max(guest_mib: u64) -> u64 {
+    (guest_mib + guest_mib / PAGE_TABLES_PART + OVERHEAD_MIB) * 1024 * 1024
+}
+
+/// Makes the directories of `relative`, of which the last one must be new.
+fn make_directories(hierarchy: &Path, relative: &Path) -> Result<(), Errno> {
+    let mut dir = hierarchy.to_owned();
+    let mut names = relative.iter().peekable();
+    while let Some(name) = names.next() {
+        enable_controllers(&dir);
+        dir.push(name);
+        match rustix::fs::mkdirat(CWD, &dir, Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) if names.peek().is_some() => {}
+            made => made?,
+        }
+    }
+    Ok(())
+}
+
+fn open(dir: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(dir, flags, Mode::empty())
+}
+
+fn openat(dir: &OwnedFd, file: &str, access: OFlags) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(dir, file, access | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn read(dir: &OwnedFd, file: &str) -> io::Result<String> {
+    let mut text = String::new();
+    File::from(openat(dir, file, OFlags::RDONLY)?).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The mark of a cgroup that has one.
+fn mark_of(dir: &OwnedFd) -> Option<Vec<u8>> {
+    let mut mark = vec![0; MARK_MAX_BYTES];
+    let length = rustix::fs::fgetxattr(dir, MARK, &mut mark[..]).ok()?;
+    mark.truncate(length);
+    Some(mark)
+}
+
+/// Whether there is no process and no further cgroup in it.
+fn is_empty(dir: &OwnedFd) -> Result<bool, Errno> {
+    let populated = read(dir, "cgroup.events").map(|events| count_of(&events, "populated"));
+    let stat = rustix::fs::statat(dir, "", AtFlags::EMPTY_PATH)?;
+    // A directory has a link for itself, one for its name, and one for each directory in it.
+    Ok(populated.is_ok_and(|count| count == 0) && stat.st_nlink <= 2)
+}
+
+/// A sandbox's own path: no other root has it (pure).
+fn own_path(root: &Path, id: &str) -> PathBuf {
+    // FNV-1a: an even spread is all that is asked of it.
+    let number = root
+        .as_os_str()
+        .as_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |number, byte| {
+            (number ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    Path::new("husk").join(format!("{number:016x}")).join(id)
 }
 
 /// A parent that holds processes, or lacks a controller, cannot give it to its children: then they do without.
@@ -150,10 +355,7 @@ fn enable_controllers(dir: &Path) {
 }
 
 /// The path's names below the hierarchy's root (pure).
-fn relative_path(cgroups_path: Option<&Path>, id: &str) -> Result<PathBuf, CgroupError> {
-    let Some(path) = cgroups_path else {
-        return Ok(Path::new("husk").join(id));
-    };
+fn relative_path(path: &Path) -> Result<PathBuf, CgroupError> {
     let invalid = || CgroupError::InvalidPath(path.to_owned());
     let text = path.to_str().ok_or_else(invalid)?;
     if !text.starts_with('/')
@@ -204,68 +406,14 @@ fn scope_path(slice: &str, prefix: &str, name: &str) -> Option<PathBuf> {
         .then_some(path)
 }
 
-/// The `oom_kill` line of a `memory.events` file.
-fn oom_kills(events: &str) -> u64 {
-    events
+/// The number behind a name in a file of such lines (pure).
+fn count_of(lines: &str, name: &str) -> u64 {
+    lines
         .lines()
-        .find_map(|line| line.strip_prefix("oom_kill "))
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
         .and_then(|count| count.trim().parse().ok())
         .unwrap_or(0)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(cgroups_path: &str) -> Option<String> {
-        relative_path(Some(Path::new(cgroups_path)), "web")
-            .ok()
-            .map(|path| path.to_str().unwrap().to_owned())
-    }
-
-    #[test]
-    fn paths_stay_below_the_hierarchy() {
-        assert_eq!(relative_path(None, "web").unwrap(), Path::new("husk/web"));
-        assert_eq!(path("/default/web").as_deref(), Some("default/web"));
-        assert_eq!(path("default/./web").as_deref(), Some("default/web"));
-        assert_eq!(path("/default/../../web"), None);
-        assert_eq!(path("/"), None);
-    }
-
-    #[test]
-    fn systemds_form_becomes_a_path() {
-        assert_eq!(
-            path("system.slice:docker:4f").as_deref(),
-            Some("system.slice/docker-4f.scope")
-        );
-        assert_eq!(
-            path("kubepods-burstable-pod1.slice:cri-containerd:4f").as_deref(),
-            Some(
-                "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/\
-                 cri-containerd-4f.scope"
-            )
-        );
-        assert_eq!(
-            path(":docker:4f").as_deref(),
-            Some("system.slice/docker-4f.scope")
-        );
-        assert_eq!(
-            path("-.slice:docker:4f").as_deref(),
-            Some("docker-4f.scope")
-        );
-        for bad in [
-            "../x.slice:docker:4f",
-            "x.slice:a/b:4f",
-            "x.slice:a:../4f",
-            "x:a:4f",
-        ] {
-            assert_eq!(path(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn oom_kills_are_counted() {
-        assert_eq!(oom_kills("low 0\noom 4\noom_kill 2\noom_group_kill 0\n"), 2);
-        assert_eq!(oom_kills(""), 0);
-    }
-}
+mod tests;

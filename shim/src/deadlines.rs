@@ -113,8 +113,8 @@ pub(crate) const ENDING: Duration = sum(&[FINISH, ANSWER]);
 /// For a member to be made, should it be at that, to be killed, and to deliver its output.
 pub(crate) const LEAVE_SANDBOX: Duration = sum(&[CREATE, SIGNAL, DRAIN, AGENT_WORK, ANSWER]);
 
-/// For a supervisor to write its first record after it has claimed its directory.
-pub(crate) const FIRST_RECORD: Duration = seconds(60);
+/// For another cleaner to be done with a state directory: it may wait for a member to leave its sandbox.
+pub(crate) const CLEANER: Duration = sum(&[LEAVE_SANDBOX, KILLED, ANSWER]);
 
 const fn max(one: Duration, other: Duration) -> Duration {
     if one.as_nanos() > other.as_nanos() {

@@ -1,4 +1,4 @@
-//! Attributes of mounts that are attached nowhere yet, by mount_setattr(2).
+//! Attributes of mounts, by mount_setattr(2).
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -10,6 +10,10 @@ use nix::libc;
 pub(crate) enum Change<'a> {
     /// Nobody writes through it.
     ReadOnly,
+    /// Devices in it are none, and no program gains anything by it.
+    Untrusted,
+    /// What is mounted and unmounted in it happens to copies that are made of it too.
+    Shared,
     /// What is mounted and unmounted elsewhere does not concern it, nor the other way round.
     Private,
     /// What is mounted and unmounted where it was copied from happens to it too, but not the other way round.
@@ -28,6 +32,8 @@ pub(crate) fn set(tree: BorrowedFd<'_>, change: Change<'_>, recursive: bool) -> 
     };
     match change {
         Change::ReadOnly => attr.attr_set = libc::MOUNT_ATTR_RDONLY,
+        Change::Untrusted => attr.attr_set = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID,
+        Change::Shared => attr.propagation = libc::MS_SHARED,
         Change::Private => attr.propagation = libc::MS_PRIVATE,
         Change::Slave => attr.propagation = libc::MS_SLAVE,
         Change::Owners(namespace) => {

@@ -1,7 +1,7 @@
 //! The network namespace of a sandbox: the one that the bundle names, or a new one, in which nothing is.
 //!
-//! The supervisor enters a named one before it starts the VMM, so that both are where engines look for a container's network. Guests have
-//! loopback only. What an engine, a hook or a plugin has set up in the namespace would never reach the container: an interface with
+//! The VMM is in a named one, and so is the thread that stands for the container, since engines look for a container's network by either; the
+//! supervisor itself stays where it was started. Guests have loopback only. What an engine, a hook or a plugin has set up in the namespace would never reach the container: an interface with
 //! a network is refused, at create and at start. One that has none yet is not: some kernels put unused tunnels into every namespace.
 //! Ways to fail: it is no namespace, it is the host's, or it has such an interface.
 
@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use nix::sched::CloneFlags;
 
@@ -21,18 +22,50 @@ const LOOPBACK: &str = "lo";
 /// What is to be done about a network that a guest does not have.
 const REMEDY: &str = "a guest has no network but loopback; use a network of the kind none";
 
-/// Moves this thread, and what it will start, into the namespace.
-pub(crate) fn enter(path: &Path) -> Result<(), SpecError> {
-    if identity(path)? == identity(Path::new("/proc/thread-self/ns/net"))? {
-        return Err(SpecError::Refused {
-            what: "the host's network namespace".to_owned(),
-            why: REMEDY,
-        });
+/// A network namespace that the bundle names.
+#[derive(Debug)]
+pub(crate) struct Namespace(File);
+
+impl Namespace {
+    /// The one at `path`: not this process's own, and without a network.
+    pub(crate) fn open(path: &Path) -> Result<Self, SpecError> {
+        let failed = |source| unreadable(path, source);
+        let namespace = Self(File::open(path).map_err(failed)?);
+        let metadata = namespace.0.metadata().map_err(failed)?;
+        if (metadata.dev(), metadata.ino()) == identity(Path::new("/proc/thread-self/ns/net"))? {
+            return Err(SpecError::Refused {
+                what: "the host's network namespace".to_owned(),
+                why: REMEDY,
+            });
+        }
+        let net = Path::new("/proc/thread-self/net");
+        namespace
+            .within(|| refuse_networks(net))
+            .map_err(failed)
+            .flatten()?;
+        Ok(namespace)
     }
-    let failed = |source| unreadable(path, source);
-    let namespace = File::open(path).map_err(failed)?;
-    nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(|e| failed(e.into()))?;
-    refuse_networks(Path::new("/proc/thread-self/net"))
+
+    /// Moves the calling thread into it.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        Ok(nix::sched::setns(&self.0, CloneFlags::CLONE_NEWNET)?)
+    }
+
+    /// Does `work` in it, on a thread of its own: this one stays where it is.
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+        thread::scope(|scope| {
+            let thread =
+                thread::Builder::new()
+                    .name("network".into())
+                    .spawn_scoped(scope, || {
+                        self.enter()?;
+                        Ok(work())
+                    })?;
+            thread
+                .join()
+                .map_err(|_| io::Error::other("the thread in the network has panicked"))?
+        })
+    }
 }
 
 /// Refuses a network in the namespace of the process `pid`.
@@ -107,7 +140,18 @@ mod tests {
 
     #[test]
     fn missing_namespace_is_named() {
-        let error = enter(Path::new("/nowhere/net")).unwrap_err();
+        let error = Namespace::open(Path::new("/nowhere/net")).unwrap_err();
         assert_eq!(error.to_string(), "cannot read /nowhere/net");
+    }
+
+    #[test]
+    fn this_processs_own_namespace_is_refused_each_time() {
+        for _ in 0..2 {
+            let error = Namespace::open(Path::new("/proc/self/ns/net")).unwrap_err();
+            assert!(
+                error.to_string().starts_with("the host's network"),
+                "{error}"
+            );
+        }
     }
 }

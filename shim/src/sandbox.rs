@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
 use crate::agent::{Agent, AgentError};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Home};
 use crate::config::Config;
 use crate::container::Container;
 use crate::deadlines::END_FOLLOWS;
@@ -75,7 +75,7 @@ pub(crate) struct Sandbox {
     this: ProcessRef,
     reported_pid: ReportedPid,
     /// The supervisor's cgroup, while it is in that of its container.
-    home: Option<Cgroup>,
+    home: Option<Home>,
     handle: Handle,
     closing: bool,
     life: watch::Sender<Life>,
@@ -452,7 +452,7 @@ impl Sandbox {
             pid: machine.map(|machine| machine.pid),
             cgroup: machine
                 .and_then(|machine| machine.cgroup.as_ref())
-                .map(|cgroup| cgroup.dir().to_owned()),
+                .map(|cgroup| cgroup.named().clone()),
             containers: self
                 .containers
                 .iter()

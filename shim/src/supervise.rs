@@ -23,6 +23,7 @@ pub(crate) use face::{Face, View, while_shown};
 pub(crate) use serve::serve;
 
 use crate::config::Options;
+use crate::state::ProcessRef;
 
 /// The word for a supervisor that is ready.
 const SERVING: &str = "serving";
@@ -33,8 +34,8 @@ pub(crate) struct ServeArgs {
     /// The sandbox's id
     pub(crate) id: String,
     /// Stop everything when this process is gone
-    #[arg(long, value_name = "PID")]
-    pub(crate) owner: Option<u32>,
+    #[arg(long, value_name = "PID:START_TIME")]
+    pub(crate) owner: Option<ProcessRef>,
     /// Report this process's pid as the containers', instead of the VMM's
     #[arg(long)]
     pub(crate) report_own_pid: bool,
@@ -51,7 +52,7 @@ pub(crate) struct StartArgs<'a> {
     /// The sandbox's id.
     pub(crate) id: &'a str,
     /// The process whose end is the sandbox's.
-    pub(crate) owner: Option<u32>,
+    pub(crate) owner: Option<ProcessRef>,
     /// Whether it ends when its container has ended, and leaves the record.
     pub(crate) end_with_container: bool,
 }

@@ -28,6 +28,7 @@ use vmm_api::{ExitCode, VmConfig};
 
 use crate::cgroup::Cgroup;
 use crate::deadlines::END_FOLLOWS;
+use crate::network::Namespace;
 use crate::polled;
 use crate::state::ProcessRef;
 
@@ -134,18 +135,20 @@ impl fmt::Display for VmEnd {
 }
 
 impl Vm {
-    /// Starts `program` as the machine of `config`, inside `cgroup` before it does anything. Its events come with it.
+    /// Starts `program` as the machine of `config`, inside `network` and `cgroup` before it does anything. Its events come with it.
     pub(crate) fn spawn(
         program: &Path,
         config: &VmConfig,
         cgroup: Option<&Cgroup>,
+        network: Option<&Namespace>,
     ) -> Result<(Self, mpsc::Receiver<Arrived>), SpawnError> {
         let wires = Wires::new().map_err(SpawnError::Wires)?;
-        let mut child =
-            spawn_in_pid_namespace(wires.command(program)).map_err(|source| SpawnError::Start {
+        let mut child = spawn_in_namespaces(wires.command(program), network).map_err(|source| {
+            SpawnError::Start {
                 program: program.to_owned(),
                 source,
-            })?;
+            }
+        })?;
         let vm = Self::take(&mut child, wires).map_err(SpawnError::Wires);
         let told = vm.and_then(|vm| {
             if let Some(cgroup) = cgroup {
@@ -301,23 +304,29 @@ impl Wires {
     }
 }
 
-/// Starts the program as the first process of a PID namespace of its own, which is where a VMM's jail begins. Which namespace children are
-/// made in belongs to the thread that makes them, and with one of its own a thread makes no threads: so a short-lived one does it. The child's
-/// pid is that of this namespace, and the child is this process's.
-fn spawn_in_pid_namespace(mut command: Command) -> io::Result<Child> {
+/// Starts the program as the first process of a PID namespace of its own, which is where a VMM's jail begins, and in the network
+/// namespace that the bundle names. Which namespaces children are made in belongs to the thread that makes them, and with a PID
+/// namespace of its own a thread makes no threads: so a short-lived one does it. The child's pid is that of this process's
+/// namespace, and the child is this process's.
+fn spawn_in_namespaces(mut command: Command, network: Option<&Namespace>) -> io::Result<Child> {
     const STACK_BYTES: usize = 64 * 1024;
     let spawn = move || {
+        if let Some(network) = network {
+            network.enter()?;
+        }
         // Unit tests need no privileges; their programs are no VMMs.
         if !cfg!(test) || nix::unistd::geteuid().is_root() {
             nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
         }
         command.spawn()
     };
-    std::thread::Builder::new()
-        .stack_size(STACK_BYTES)
-        .spawn(spawn)?
-        .join()
-        .map_err(|_| io::Error::other("the thread that starts it panicked"))?
+    std::thread::scope(|scope| {
+        std::thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, spawn)?
+            .join()
+            .map_err(|_| io::Error::other("the thread that starts it panicked"))?
+    })
 }
 
 /// Writes the configuration and closes standard input. A pipe holds all of it, so this does not block. A VMM that has ended
@@ -446,7 +455,7 @@ mod tests {
         let script =
             "#!/bin/sh\ncat >/dev/null; echo starting >&2; echo 'no /dev/kvm' >&2; exit 1\n";
         write_program(&program, script);
-        let (vm, mut events) = Vm::spawn(&program, &config(), None).unwrap();
+        let (vm, mut events) = Vm::spawn(&program, &config(), None, None).unwrap();
         assert!(events.recv().await.is_none());
         let end = vm.ended().await;
         assert_eq!(end.reason, EndReason::Failed("no /dev/kvm".into()));
@@ -459,7 +468,7 @@ mod tests {
         let script = "#!/bin/sh\ncat >/dev/null\n\
             echo 'Kernel panic - not syncing: no init' >/proc/self/fd/$4\nexit 3\n";
         write_program(&program, script);
-        let (vm, _events) = Vm::spawn(&program, &config(), None).unwrap();
+        let (vm, _events) = Vm::spawn(&program, &config(), None, None).unwrap();
         let end = vm.ended().await;
         assert_eq!(end.reason, EndReason::Panicked);
         assert_eq!(end.console, "Kernel panic - not syncing: no init");
@@ -470,7 +479,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("vmm");
         write_program(&program, "#!/bin/sh\ncat >/dev/null; exec sleep 60\n");
-        let (vm, _events) = Vm::spawn(&program, &config(), None).unwrap();
+        let (vm, _events) = Vm::spawn(&program, &config(), None, None).unwrap();
         vm.kill();
         assert_eq!(vm.ended().await.reason, EndReason::Killed(9));
     }
@@ -482,7 +491,7 @@ mod tests {
             .build()
             .unwrap();
         let error = runtime
-            .block_on(async { Vm::spawn(Path::new("/none/husk-vmm"), &config(), None) })
+            .block_on(async { Vm::spawn(Path::new("/none/husk-vmm"), &config(), None, None) })
             .unwrap_err();
         assert_eq!(error.to_string(), "cannot start /none/husk-vmm");
     }

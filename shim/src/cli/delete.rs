@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   supervisor lives:  [created, or --force: kill] ─► it ends with the container, or is killed ─┐
-//!   supervisor dead:  ────────────────────────────────────────────────────────────────────────┴─► see `remains`
+//!   supervisor dead:  ────────────────────────────────────────────────────────────────────────┴─► locked: see `remains`
 //! ```
 
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use super::foreground::block_on;
 use super::tasks::Task;
 use super::{Failure, ending, record, remains};
 use crate::config::Options;
-use crate::deadlines::{ENDING, KILL_ORDER};
+use crate::deadlines::{CLEANER, ENDING, KILL_ORDER};
 use crate::state::{Record, StateDir, StateError, Status};
 
 /// Remove a stopped container
@@ -33,11 +33,15 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         Err(StateError::NotFound(_)) if args.force => return Ok(ExitCode::SUCCESS),
         state => state?,
     };
-    match state.read()? {
-        Some(record) if record.supervisor.open().is_some() => end(options, args, &record)?,
-        // Its supervisor died before its first word, or has not said it yet.
-        None if !args.force => return Err(anyhow!("{} is being created", args.id).into()),
-        _ => {}
+    if let Some(record) = state.read()?
+        && record.supervisor.open().is_some()
+    {
+        end(options, args, &record)?;
+    }
+    match state.lock(CLEANER) {
+        // Somebody else has removed it meanwhile.
+        Err(StateError::NotFound(_)) => return Ok(ExitCode::SUCCESS),
+        locked => locked?,
     }
     let record = state.read()?;
     block_on(async { Ok(remains::remove(options, &state, record.as_ref()).await?) })?;

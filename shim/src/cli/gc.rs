@@ -1,19 +1,19 @@
 //! `husk gc`: what supervisors left behind that died before they could remove it.
 //!
 //! ```text
-//!   supervisor lives            left alone
-//!   no record yet, and young    left alone: it is being created
+//!   supervisor lives, or
+//!   somebody else cleans up     locked: left alone
 //!   ended in good order         its VM and cgroup, if there still are any; its state stays, for delete to read the exit status
 //!   died at work                all of it
+//!   of no id                    who was making or removing it died: what husk has put there
 //! ```
 
 use std::process::ExitCode;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use super::foreground::block_on;
 use super::{Failure, remains};
 use crate::config::Options;
-use crate::deadlines::FIRST_RECORD;
 use crate::state::{Record, StateDir, StateError, Status};
 
 /// Remove what crashed containers left behind
@@ -22,14 +22,25 @@ pub(super) struct GcArgs {}
 
 /// Removes it, and prints a line for each.
 pub(super) fn run(options: &Options, _: &GcArgs) -> Result<ExitCode, Failure> {
+    let ids = StateDir::list(&options.root)?;
+    let of_ids = ids.into_iter().map(|id| {
+        let collected = collect(options, &id);
+        (id, collected)
+    });
+    let nameless = StateDir::nameless(&options.root)?;
+    let of_none = nameless.into_iter().map(|name| {
+        let collected = StateDir::collect_nameless(&options.root, &name);
+        let collected = collected.map(|path| path.map(|path| format!("state {}", path.display())));
+        (name, collected.map_err(anyhow::Error::from))
+    });
     let mut code = ExitCode::SUCCESS;
-    for id in StateDir::list(&options.root)? {
-        match collect(options, &id, SystemTime::now()) {
-            Ok(Some(removed)) => println!("{id}: removed {removed}"),
+    for (name, collected) in of_ids.chain(of_none) {
+        match collected {
+            Ok(Some(removed)) => println!("{name}: removed {removed}"),
             Ok(None) => {}
             // The others are not to suffer from it.
             Err(error) => {
-                eprintln!("husk: {id}: {error:#}");
+                eprintln!("husk: {name}: {error:#}");
                 code = ExitCode::FAILURE;
             }
         }
@@ -38,30 +49,25 @@ pub(super) fn run(options: &Options, _: &GcArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Removes what is left of one; says what that was.
-fn collect(options: &Options, id: &str, now: SystemTime) -> anyhow::Result<Option<String>> {
+fn collect(options: &Options, id: &str) -> anyhow::Result<Option<String>> {
     let state = match StateDir::open(&options.root, id) {
         Err(StateError::NotFound(_)) => return Ok(None),
         state => state?,
     };
-    let path = state.path().display();
-    match state.read()? {
-        Some(record) if record.supervisor.open().is_some() => Ok(None),
-        Some(record) => {
-            let removed = if has_ended(&record) {
-                remains::stop(&state, &record)?
-            } else {
-                let mut removed = remove(options, &state, Some(&record))?;
-                removed.push(format!("state {path}"));
-                removed
-            };
-            Ok((!removed.is_empty()).then(|| removed.join(", ")))
-        }
-        None if is_young(&state, now)? => Ok(None),
-        None => {
-            remove(options, &state, None)?;
-            Ok(Some(format!("state {path}")))
-        }
+    match state.lock(Duration::ZERO) {
+        Err(StateError::Busy(_) | StateError::NotFound(_)) => return Ok(None),
+        locked => locked?,
     }
+    let record = state.read()?;
+    let removed = match record {
+        Some(record) if has_ended(&record) => remains::stop(&state, &record)?,
+        record => {
+            let mut removed = remove(options, &state, record.as_ref())?;
+            removed.push(format!("state {}", state.path().display()));
+            removed
+        }
+    };
+    Ok((!removed.is_empty()).then(|| removed.join(", ")))
 }
 
 fn remove(
@@ -80,11 +86,6 @@ fn has_ended(record: &Record) -> bool {
             .containers
             .iter()
             .all(|c| c.status == Status::Stopped && c.exit_status.is_some())
-}
-
-fn is_young(state: &StateDir, now: SystemTime) -> anyhow::Result<bool> {
-    let made = std::fs::symlink_metadata(state.path())?.modified()?;
-    Ok(now.duration_since(made).unwrap_or_default() < FIRST_RECORD)
 }
 
 #[cfg(test)]
@@ -126,25 +127,13 @@ mod tests {
             state
         }
 
-        fn collect_at(&self, now: SystemTime) -> Option<String> {
-            collect(&self.options, "web", now).unwrap()
-        }
-
         fn collect(&self) -> Option<String> {
-            self.collect_at(SystemTime::now())
+            collect(&self.options, "web").unwrap()
         }
     }
 
     fn record(supervisor: ProcessRef, status: Status, exit_status: Option<u32>) -> Record {
         Record {
-            id: "web".into(),
-            bundle: "/b".into(),
-            created_ns: 0,
-            sandbox: None,
-            supervisor,
-            vmm: None,
-            pid: None,
-            cgroup: None,
             containers: vec![ContainerRecord {
                 id: "web".into(),
                 bundle: "/b".into(),
@@ -156,7 +145,7 @@ mod tests {
                 poststop: Vec::new(),
                 stand_in: None,
             }],
-            ended: None,
+            ..Record::new("web", supervisor)
         }
     }
 
@@ -186,32 +175,31 @@ mod tests {
         let (mut child, vmm) = vmm();
         let mut record = record(DEAD, Status::Running, None);
         record.vmm = vmm;
-        let state = fixture.claim(Some(&record));
+        let path = fixture.claim(Some(&record)).path();
         let removed = fixture.collect().unwrap();
-        let expected = format!("VM {}, state {}", child.id(), state.path().display());
+        let expected = format!("VM {}, state {}", child.id(), path.display());
         assert_eq!(removed, expected);
-        assert!(!state.path().exists());
+        assert!(!path.exists());
         child.wait().unwrap();
     }
 
     #[test]
     fn an_exit_status_to_be_read_stays() {
         let fixture = Fixture::new();
-        let state = fixture.claim(Some(&record(DEAD, Status::Stopped, Some(3))));
+        let record = record(DEAD, Status::Stopped, Some(3));
+        let path = fixture.claim(Some(&record)).path();
         assert_eq!(fixture.collect(), None);
-        assert!(state.path().exists());
+        assert!(path.exists());
     }
 
     #[test]
-    fn a_claim_without_a_record_is_removed_when_it_is_old() {
+    fn a_claim_without_a_record_is_removed_when_nobody_has_it() {
         let fixture = Fixture::new();
         let state = fixture.claim(None);
         assert_eq!(fixture.collect(), None);
-        assert!(
-            fixture
-                .collect_at(SystemTime::now() + FIRST_RECORD)
-                .is_some()
-        );
-        assert!(!state.path().exists());
+        let path = state.path();
+        drop(state);
+        assert!(fixture.collect().is_some());
+        assert!(!path.exists());
     }
 }

@@ -26,7 +26,7 @@ use super::session::{self, Background};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
 use super::{Failure, console, remains};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Home};
 use crate::config::Options;
 use crate::inherited;
 use crate::rootfs::Trees;
@@ -65,7 +65,7 @@ struct Place {
     record: Record,
     cgroup: Option<Cgroup>,
     /// Where this process was before it was in the cgroup.
-    home: Option<Cgroup>,
+    home: Option<Home>,
 }
 
 /// Starts the process that stands for a container in the background. Returns when that is created, or started.
@@ -136,7 +136,7 @@ impl Member {
             .with_context(|| format!("there is no sandbox {} to be in", self.sandbox))?;
         let task = Task::init(supervisor, &self.id);
         let mut place = self.claim()?;
-        let lived = match self.create(face, &task, &mut signals).await {
+        let lived = match self.create(face, &task, &place, &mut signals).await {
             Ok(()) => {
                 place.now(Status::Created, None);
                 self.run(face, &task, &place, &mut signals).await
@@ -151,8 +151,6 @@ impl Member {
         place.leave_cgroup();
         match (lived, self.role) {
             (Ok(status), Role::Kept | Role::Background { .. }) => {
-                // The cgroup's path may be somebody else's by the time of the deletion.
-                place.record.cgroup = None;
                 place.now(Status::Stopped, Some(status));
                 Ok(exit_code(status))
             }
@@ -187,20 +185,17 @@ impl Member {
             poststop: host.hooks.poststop.clone(),
             stand_in: None,
         };
+        let record = Record {
+            bundle: self.bundle.path.clone(),
+            created_ns: container.created_ns,
+            sandbox: Some(sandbox.unwrap_or_else(|| self.sandbox.clone())),
+            pid: Some(pid),
+            containers: vec![container],
+            ..Record::new(&self.id, this)
+        };
         let mut place = Place {
-            state: StateDir::create(root, &self.id)?,
-            record: Record {
-                id: self.id.clone(),
-                bundle: self.bundle.path.clone(),
-                created_ns: container.created_ns,
-                sandbox: Some(sandbox.unwrap_or_else(|| self.sandbox.clone())),
-                supervisor: this,
-                vmm: None,
-                pid: Some(pid),
-                cgroup: None,
-                containers: vec![container],
-                ended: None,
-            },
+            state: StateDir::claim(root, &self.id, Some(&record))?,
+            record,
             cgroup: None,
             home: None,
         };
@@ -212,15 +207,21 @@ impl Member {
         Ok(place)
     }
 
-    async fn create(&self, face: &Face, task: &Task, signals: &mut Signals) -> Result<(), Failure> {
+    async fn create(
+        &self,
+        face: &Face,
+        task: &Task,
+        place: &Place,
+        signals: &mut Signals,
+    ) -> Result<(), Failure> {
         let (path, host) = (&self.bundle.path, &self.bundle.host);
-        let trees = Trees::copy(path, host, true)?;
+        let trees = Trees::copy(path, host, true, None)?;
         face.show_network(host.network.clone())
             .await
             .context("cannot enter the network namespace")?;
         let streams = Streams::own(host.terminal)?;
         let stand_in = StandIn {
-            process: ProcessRef::this().context("cannot read /proc")?,
+            process: place.record.supervisor,
             files: trees.lent().context(NO_ROOTFS)?,
         };
         let created = task.create_member(path, streams, &stand_in);
@@ -239,7 +240,7 @@ impl Member {
         let host = &self.bundle.host;
         // Another copy: the first is attached by now.
         let view =
-            Trees::copy(&self.bundle.path, host, true)?.into_view(host, place.state.shared());
+            Trees::copy(&self.bundle.path, host, true, None)?.into_view(host, place.state.shared());
         face.show(view.context(NO_ROOTFS)?)
             .await
             .context("cannot show the container on the host")?;
@@ -267,17 +268,19 @@ impl Member {
 
 impl Place {
     fn enter_cgroup(&mut self, path: Option<&std::path::Path>) -> anyhow::Result<()> {
-        self.cgroup = cgroup::make(path, &self.record.id)?;
+        self.cgroup = cgroup::make(path, &self.state)?;
         if let Some(cgroup) = &self.cgroup {
             self.home = cgroup.adopt(self.record.supervisor.pid);
-            self.record.cgroup = Some(cgroup.dir().to_owned());
+            self.record.cgroup = Some(cgroup.named().clone());
         }
         Ok(self.state.write(&self.record)?)
     }
 
     fn leave_cgroup(&mut self) {
-        if let Some(cgroup) = self.cgroup.take() {
-            cgroup.release(self.record.supervisor.pid, self.home.as_ref());
+        if let Some(cgroup) = self.cgroup.take()
+            && cgroup.release(self.record.supervisor.pid, self.home.as_ref())
+        {
+            self.record.cgroup = None;
         }
     }
 

@@ -2,8 +2,7 @@
 //! words and formats of an OCI runtime.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::anyhow;
 use nix::unistd::User;
@@ -94,7 +93,8 @@ pub(super) fn pids(options: &Options, id: &str) -> Result<Vec<i32>, StateError> 
     let record = StateDir::open(&options.root, id)?.read()?;
     let record = record.ok_or_else(|| StateError::NotFound(id.to_owned()))?;
     let processes = [Some(record.supervisor), record.vmm].into_iter().flatten();
-    Ok(processes.map(|process| process.pid).collect())
+    let alive = processes.filter(|process| process.open().is_some());
+    Ok(alive.map(|process| process.pid).collect())
 }
 
 /// The states of all containers, by id.
@@ -103,7 +103,7 @@ pub(super) fn all(options: &Options) -> Result<Vec<State>, StateError> {
     for id in StateDir::list(&options.root)? {
         match state(options, &id) {
             Ok(mut state) => {
-                state.owner = owner(&options.root.join(&id));
+                state.owner = owner(options, &id);
                 states.push(state);
             }
             // Just claimed, or just removed.
@@ -114,14 +114,14 @@ pub(super) fn all(options: &Options) -> Result<Vec<State>, StateError> {
     Ok(states)
 }
 
-/// The name of a directory's owner, or the number where there is no name.
-fn owner(directory: &Path) -> String {
-    let Ok(metadata) = std::fs::metadata(directory) else {
+/// The name of who made container `id`, or the number where there is no name.
+fn owner(options: &Options, id: &str) -> String {
+    let Ok(Ok(uid)) = StateDir::open(&options.root, id).map(|state| state.owner()) else {
         return String::new();
     };
-    match User::from_uid(metadata.uid().into()) {
+    match User::from_uid(uid.into()) {
         Ok(Some(user)) => user.name,
-        _ => metadata.uid().to_string(),
+        _ => uid.to_string(),
     }
 }
 
@@ -155,14 +155,8 @@ mod tests {
 
     fn record(supervisor: ProcessRef) -> Record {
         Record {
-            id: "web".into(),
-            bundle: "/b".into(),
-            created_ns: 0,
-            sandbox: None,
-            supervisor,
             vmm: ProcessRef::of(1),
             pid: Some(1),
-            cgroup: None,
             containers: vec![ContainerRecord {
                 id: "web".into(),
                 bundle: "/b".into(),
@@ -174,7 +168,7 @@ mod tests {
                 poststop: Vec::new(),
                 stand_in: None,
             }],
-            ended: None,
+            ..Record::new("web", supervisor)
         }
     }
 

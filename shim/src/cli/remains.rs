@@ -1,22 +1,18 @@
 //! What a dead supervisor left behind, removed by its record on disk.
 //!
 //! ```text
-//!   kill the VMM, should it live ─► remove the cgroup ─► unmount ─► remove the state directory ─► poststop hooks
+//!   the state directory locked: kill the VMM, should it live ─► remove the cgroup ─► remove the state directory ─► poststop hooks
 //!   (a member: the supervisor of its sandbox removes it)
 //! ```
 //!
-//! The mounts of a sandbox are its supervisor's own and have gone with it; only where somebody has mounted more below its directory
-//! there is something to unmount.
+//! The mounts of a sandbox are in a namespace of its supervisor's own and have gone with it. What is mounted below its directory on the host is
+//! somebody else's: it stays, and the directory with it. Ways to fail: a process or a cgroup that does not go, and that.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use nix::libc::SIGKILL;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::mount::UnmountFlags;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::tasks::Task;
@@ -29,11 +25,8 @@ use crate::state::{ProcessRef, Record, StateDir, Status};
 /// Between two attempts.
 const AGAIN: Duration = Duration::from_millis(100);
 
-/// Of a line of `/proc/self/mountinfo`, from 0.
-const MOUNT_POINT_FIELD: usize = 4;
-
-/// Removes all of it, and runs the hooks that are owed; `record` is None when the supervisor did not get so far as to write one. Says what
-/// there was beside the state directory.
+/// Removes all of it, and runs the hooks that are owed; `record` is None when there is none. To be called by who has the lock of `state`. Says
+/// what there was beside the state directory.
 pub(super) async fn remove(
     options: &Options,
     state: &StateDir,
@@ -45,73 +38,37 @@ pub(super) async fn remove(
     };
     let was_there = leave_sandbox(options, record).await;
     let removed = stop(state, record)?;
-    state.remove()?;
+    // The id is free now, also if something is left in the directory.
+    let left = state.remove();
     if owes_hooks(record, was_there) {
         poststop(record).await;
     }
+    left?;
     Ok(removed)
 }
 
 /// Removes all but the state directory. Says what there was.
 pub(super) fn stop(state: &StateDir, record: &Record) -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::new();
-    let cgroup = record.cgroup.clone().map(Cgroup::at);
     if let Some(vmm) = record.vmm.filter(|vmm| vmm.open().is_some()) {
         removed.push(format!("VM {}", vmm.pid));
     }
+    // One that another has made since, at the same path, is not found.
+    let recorded = record.cgroup.as_ref().and_then(Cgroup::find);
+    let cgroup = recorded.or_else(|| Cgroup::find_own(state));
     // Of a member nothing is in it but what stood for it.
     if let Some(cgroup) = cgroup.as_ref().filter(|_| record.sandbox.is_none()) {
-        cgroup.kill().context("cannot empty the cgroup")?;
+        cgroup.kill(KILLED).context("cannot empty the cgroup")?;
     }
     record.vmm.map_or(Ok(()), end)?;
-    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.dir().exists()) {
-        cgroup.remove().context("cannot remove the cgroup")?;
-        removed.push(format!("cgroup {}", cgroup.dir().display()));
-    }
-    for mount in mounts_below(state.path())? {
-        rustix::mount::unmount(&mount, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            .with_context(|| format!("cannot unmount {}", mount.display()))?;
-        removed.push(format!("mount {}", mount.display()));
+    if let Some(cgroup) = cgroup {
+        let path = cgroup.named().dir.display();
+        cgroup
+            .remove()
+            .with_context(|| format!("cannot remove the cgroup {path}"))?;
+        removed.push(format!("cgroup {path}"));
     }
     Ok(removed)
-}
-
-/// The mount points below a directory, the innermost first.
-fn mounts_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let dir = std::path::absolute(dir).context("cannot find the state directory")?;
-    let table = std::fs::read("/proc/self/mountinfo").context("cannot read the mount table")?;
-    let mut mounts: Vec<PathBuf> = table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(MOUNT_POINT_FIELD))
-        .map(|field| PathBuf::from(OsString::from_vec(unescaped(field))))
-        .filter(|path| path.starts_with(&dir))
-        .collect();
-    // A mount is listed after the one it is mounted on.
-    mounts.reverse();
-    Ok(mounts)
-}
-
-/// The table writes a blank, a tab, a line feed and a backslash as a backslash and three octal digits.
-fn unescaped(field: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, behind @ ..] = rest {
-        let octal = |digit: u8| {
-            (b'0'..=b'7')
-                .contains(&digit)
-                .then(|| u16::from(digit - b'0'))
-        };
-        let byte = match (first, behind) {
-            (b'\\', [a, b, c, ..]) => octal(*a)
-                .zip(octal(*b))
-                .zip(octal(*c))
-                .and_then(|((a, b), c)| u8::try_from(a * 64 + b * 8 + c).ok()),
-            _ => None,
-        };
-        rest = if byte.is_some() { &behind[3..] } else { behind };
-        bytes.push(byte.unwrap_or(*first));
-    }
-    bytes
 }
 
 /// Has a member ended and removed by the supervisor of its sandbox, when its output is delivered. Returns whether it was there.
@@ -183,6 +140,7 @@ fn end(vmm: ProcessRef) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::process::Command;
 
     use clap::Parser as _;
@@ -200,32 +158,19 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::create(root.path(), "web").unwrap();
         let mut vmm = Command::new("sleep").arg("1000").spawn().unwrap();
+        let dead = ProcessRef {
+            pid: 1,
+            start_time: u64::MAX,
+        };
         let record = Record {
-            id: "web".into(),
-            bundle: "/b".into(),
-            created_ns: 0,
-            sandbox: None,
-            supervisor: ProcessRef {
-                pid: 1,
-                start_time: u64::MAX,
-            },
             vmm: ProcessRef::of(vmm.id().try_into().unwrap()),
-            pid: None,
-            cgroup: None,
-            containers: Vec::new(),
-            ended: None,
+            ..Record::new("web", dead)
         };
         remove(&options(root.path()), &state, Some(&record))
             .await
             .unwrap();
         assert!(!state.path().exists());
         assert!(vmm.try_wait().unwrap().is_some());
-    }
-
-    #[test]
-    fn mount_points_with_odd_names_are_read() {
-        assert_eq!(unescaped(br"/a\040b\134c"), br"/a b\c");
-        assert_eq!(unescaped(br"/a\04\777"), br"/a\04\777");
     }
 
     #[tokio::test]

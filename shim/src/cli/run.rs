@@ -13,6 +13,7 @@
 
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 
@@ -23,7 +24,7 @@ use super::signals::Signals;
 use super::tasks::{Streams, Task};
 use super::{Failure, console, create, ending, remains};
 use crate::config::Options;
-use crate::state::{Record, StateDir};
+use crate::state::{ProcessRef, StateDir, StateError};
 use crate::supervise::{self, StartArgs};
 use crate::terminal::Terminal;
 
@@ -79,7 +80,7 @@ async fn live(
     let start = StartArgs {
         options,
         id: &args.container.id,
-        owner: Some(std::process::id()),
+        owner: ProcessRef::of(i32::try_from(std::process::id())?),
         end_with_container: args.keep,
     };
     let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;
@@ -131,11 +132,17 @@ async fn remove(task: &Task, options: &Options, id: &str) -> anyhow::Result<()> 
     }
     if let Err(error) = task.shutdown().await {
         tracing::debug!(%error, "the supervisor did not shut down by itself");
-        let state = StateDir::open(&options.root, id)?;
-        let record = state.read()?;
-        let alive = |record: &Record| record.supervisor.open().is_some();
-        anyhow::ensure!(!record.as_ref().is_some_and(alive), error);
-        remains::remove(options, &state, record.as_ref()).await?;
+        let state = match StateDir::open(&options.root, id) {
+            Err(StateError::NotFound(_)) => return Ok(()),
+            state => state?,
+        };
+        match state.lock(Duration::ZERO) {
+            Err(StateError::NotFound(_)) => return Ok(()),
+            // The supervisor, or whoever cleans up behind it.
+            Err(StateError::Busy(_)) => return Err(error.into()),
+            locked => locked?,
+        }
+        remains::remove(options, &state, state.read()?.as_ref()).await?;
     }
     Ok(())
 }

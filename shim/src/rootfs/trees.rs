@@ -2,8 +2,9 @@
 //!
 //! Who makes them must see the mounts that its caller sees; who attaches them need not, and has them lent: engines mount root file
 //! systems where a supervisor that was there before does not see them. A copy gets its flags and owners, and never gives back to
-//! the host what is mounted or unmounted in it, before it is seen by anybody. Ways to fail: a source is missing, leads out of the bundle, or
-//! is nothing a guest can use.
+//! the host what is mounted or unmounted in it, before it is seen by anybody. Devices and set-user-id programs in it are none to the VMM, who
+//! serves it: what they mean in the guest is up to the guest's kernel. Nothing in it is a file system of the host's kernel
+//! ([`kernel_files`](super::kernel_files)). Ways to fail: a source is missing, leads out of the bundle, or is nothing a guest can use.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
@@ -11,17 +12,18 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::OpenTreeFlags;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use serde::{Deserialize, Serialize};
 
-use super::RootfsError;
+use super::kernel_files::{self, Device, Table};
+use super::{RootfsError, Share};
 use crate::id_map;
 use crate::mount_attributes::{self, Change};
 use crate::spec::{Bind, HostPart};
+use crate::stdio::Lender;
 use crate::supervise::View;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Trees {
     /// None: it is made of mounts of its own.
     pub(super) rootfs: Option<OwnedFd>,
@@ -37,14 +39,17 @@ pub(crate) struct LentTrees {
 }
 
 impl Trees {
-    /// Copies what the configuration of a bundle names; its root file system only if `with_rootfs`.
+    /// Copies what the configuration of a bundle names; its root file system only if `with_rootfs`. `share` is there in the supervisor.
     pub(crate) fn copy(
         bundle: &Path,
         host: &HostPart,
         with_rootfs: bool,
+        share: Option<&Share>,
     ) -> Result<Self, RootfsError> {
+        let share = share.map(Share::device).transpose();
+        let table = share.and_then(Table::read).map_err(RootfsError::Table)?;
         let rootfs = with_rootfs
-            .then(|| copy_directory(bundle, &host.rootfs))
+            .then(|| copy_directory(bundle, &host.rootfs, &table))
             .transpose()
             .map_err(|source| RootfsError::Rootfs {
                 path: bundle.join(&host.rootfs),
@@ -64,9 +69,21 @@ impl Trees {
                 let kind = kind_name(kind);
                 return Err(RootfsError::Kind { path, kind });
             }
-            volumes.push(copy_volume(&source, bind).map_err(failed)?);
+            volumes.push(copy_volume(&source, bind, &table).map_err(failed)?);
         }
         Ok(Self { rootfs, volumes })
+    }
+
+    /// Copies of what has been attached in the meantime, with what was mounted in it since.
+    pub(super) fn copy_attached(&self) -> io::Result<Self> {
+        Ok(Self {
+            rootfs: self.rootfs.as_ref().map(copy_attached).transpose()?,
+            volumes: self
+                .volumes
+                .iter()
+                .map(copy_attached)
+                .collect::<io::Result<_>>()?,
+        })
     }
 
     /// To be shown: the root file system, and volumes where the container has them.
@@ -87,55 +104,89 @@ impl Trees {
         })
     }
 
-    /// Takes those that process `pid` has made of the same configuration.
-    pub(crate) fn take(pid: i32, lent: &LentTrees, host: &HostPart) -> Result<Self, RootfsError> {
+    /// Takes those that a process has made of the same configuration.
+    pub(crate) fn take(
+        lender: &Lender,
+        lent: &LentTrees,
+        host: &HostPart,
+    ) -> Result<Self, RootfsError> {
         if lent.volumes.len() != host.binds.len() {
             let error = io::Error::other("config.json has changed meanwhile");
             return Err(RootfsError::Lent(error));
         }
-        let taken = || {
-            let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
-            let process = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-            let take = |fd: &RawFd| -> io::Result<OwnedFd> {
-                let flags = PidfdGetfdFlags::empty();
-                Ok(rustix::process::pidfd_getfd(&process, *fd, flags)?)
-            };
+        let volumes = lent.volumes.iter().map(|fd| lender.take(*fd));
+        let taken = lender.take(lent.rootfs).and_then(|rootfs| {
             Ok(Self {
-                rootfs: Some(take(&lent.rootfs)?),
-                volumes: lent.volumes.iter().map(take).collect::<io::Result<_>>()?,
+                rootfs: Some(rootfs),
+                volumes: volumes.collect::<io::Result<_>>()?,
             })
-        };
-        taken().map_err(RootfsError::Lent)
+        });
+        taken.map_err(RootfsError::Lent)
     }
 }
 
 /// A copy of the directory `path` and all that is mounted in it; one that is relative is resolved beneath `bundle`.
-fn copy_directory(bundle: &Path, path: &Path) -> io::Result<OwnedFd> {
-    let directory = Bind {
+fn copy_directory(bundle: &Path, path: &Path, table: &Table) -> io::Result<OwnedFd> {
+    let all = Bind {
+        source: path.to_owned(),
         recursive: true,
         ..Bind::default()
     };
-    copy_volume(&open_beneath(bundle, path, OFlags::DIRECTORY)?, &directory)
+    copy_volume(&open_beneath(bundle, path, OFlags::DIRECTORY)?, &all, table)
 }
 
-/// A copy of what is at the absolute path `path`, and as `bind` has it.
-pub(super) fn copy_of(path: &Path, bind: &Bind) -> io::Result<OwnedFd> {
-    copy_volume(&open_beneath(path, path, OFlags::empty())?, bind)
+/// A copy of what is at the absolute path `bind.source`.
+pub(super) fn copy_of(bind: &Bind, share: &Share) -> io::Result<OwnedFd> {
+    let source = open_beneath(&bind.source, &bind.source, OFlags::empty())?;
+    copy_volume(&source, bind, &Table::read(Some(share.device()?))?)
 }
 
-fn copy_volume(source: &OwnedFd, bind: &Bind) -> io::Result<OwnedFd> {
-    let tree = clone_tree(source, bind.recursive)?;
+/// A copy of a mount that is the supervisor's own, with all that is mounted in it.
+pub(super) fn copy_attached(mount: &OwnedFd) -> io::Result<OwnedFd> {
+    let tree = clone_tree(mount, true)?;
+    mount_attributes::set(tree.as_fd(), Change::Private, true)?;
+    mount_attributes::set(tree.as_fd(), Change::Untrusted, true)?;
+    Ok(tree)
+}
+
+fn copy_volume(source: &OwnedFd, bind: &Bind, table: &Table) -> io::Result<OwnedFd> {
+    if let Some(kind) = table.refuses(source)? {
+        let text = format!("it is in a file system of the host's kernel or husk's ({kind})");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    }
+    let mut tree = clone_tree(source, bind.recursive)?;
     let propagation = if bind.follows_host {
         Change::Slave
     } else {
         Change::Private
     };
     mount_attributes::set(tree.as_fd(), propagation, true)?;
+    if bind.recursive && table.may_have_below(source)? {
+        tree = without_kernel_files(&tree, &bind.source, table.share())?;
+    }
+    mount_attributes::set(tree.as_fd(), Change::Untrusted, true)?;
     if let Some(map) = &bind.id_map {
         id_map::map_owners(tree.as_fd(), map)?;
     }
     if bind.read_only {
         mount_attributes::set(tree.as_fd(), Change::ReadOnly, false)?;
+    }
+    Ok(tree)
+}
+
+fn without_kernel_files(
+    tree: &OwnedFd,
+    source: &Path,
+    share: Option<Device>,
+) -> io::Result<OwnedFd> {
+    let (tree, out) = kernel_files::left_out(tree, share)?;
+    if !out.is_empty() {
+        let paths: Vec<_> = out.iter().map(|path| path.display().to_string()).collect();
+        tracing::warn!(
+            "file systems of the host's kernel are left out of the mount {}: {}",
+            source.display(),
+            paths.join(", ")
+        );
     }
     Ok(tree)
 }

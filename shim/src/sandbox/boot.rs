@@ -23,8 +23,9 @@ use crate::agent::{Agent, AgentError, GuestEvents};
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::deadlines::END_FOLLOWS;
 use crate::guest::events::GuestEvent;
+use crate::network::Namespace;
 use crate::process::{Exit, ProcessKey};
-use crate::spec::{HostSize, SizeError, VmSize};
+use crate::spec::{HostSize, SizeError, SpecError, VmSize};
 use crate::state::now_ns;
 use crate::vm::{Arrived, SpawnError, Vm, VmEnd};
 
@@ -40,6 +41,8 @@ const GUEST_CID: u32 = 3;
 /// Why there is no VM with an agent.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootError {
+    #[error(transparent)]
+    Network(#[from] SpecError),
     #[error(transparent)]
     Size(#[from] SizeError),
     #[error(transparent)]
@@ -67,13 +70,17 @@ impl Sandbox {
         if let Some(machine) = &self.machine {
             return Ok(machine.clone());
         }
+        let network = host.network.as_deref().map(Namespace::open).transpose()?;
         let size = host.demand.vm_size(self.config.size, host_size())?;
-        let cgroup = cgroup::make(host.cgroups_path.as_deref(), &self.id)?;
+        let cgroup = cgroup::make(host.cgroups_path.as_deref(), &self.state)?;
+        if let (Some(cgroup), None) = (&cgroup, &host.cgroups_path) {
+            cgroup.limit_memory(size.memory_max_mib.into());
+        }
         if let (Some(cgroup), ReportedPid::Supervisor(_)) = (&cgroup, &self.reported_pid) {
             self.home = cgroup.adopt(self.this.pid);
         }
         let config = self.vm_config(size, host);
-        let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref());
+        let spawned = Vm::spawn(&self.config.vmm, &config, cgroup.as_ref(), network.as_ref());
         let (vm, events) = match spawned {
             Ok(spawned) => spawned,
             Err(e) => {
@@ -116,11 +123,9 @@ impl Sandbox {
         Ok(machine)
     }
 
-    /// Removes the cgroup, in which nothing but the supervisor is any more.
-    pub(super) fn leave_cgroup(&self, cgroup: Option<&Cgroup>) {
-        if let Some(cgroup) = cgroup {
-            cgroup.release(self.this.pid, self.home.as_ref());
-        }
+    /// Removes the cgroup, in which nothing but the supervisor is any more. Returns whether it is gone.
+    pub(super) fn leave_cgroup(&self, cgroup: Option<&Cgroup>) -> bool {
+        cgroup.is_none_or(|cgroup| cgroup.release(self.this.pid, self.home.as_ref()))
     }
 
     fn vm_config(&self, size: VmSize, host: &HostPart) -> VmConfig {

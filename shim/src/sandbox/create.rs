@@ -9,7 +9,7 @@ use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
+use super::{BootError, Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
 use crate::events::Event;
 use crate::hooks::{self, HookState};
@@ -198,8 +198,8 @@ async fn offer_files(
     let (share, request, host) = (begun.share.clone(), request.clone(), host.clone());
     let what = format!("what {} is made of", request.id);
     let offered = move || {
-        let (trees, stand_in) = trees(&request, &host)?;
-        let files = share.add(&request.id, &trees, &host, &request.rootfs)?;
+        let (trees, stand_in) = trees(&request, &host, &share)?;
+        let files = share.add(&request.id, trees, &host, &request.rootfs)?;
         Ok((files, stand_in))
     };
     let too_late = |offered: Result<(ContainerFiles, _), TaskError>| {
@@ -212,18 +212,19 @@ async fn offer_files(
 }
 
 /// Copies of the mounts that it is made of; for a member lent by the process that stands for it.
-fn trees(request: &CreateRequest, host: &HostPart) -> Result<(Trees, Option<Lender>), RootfsError> {
+fn trees(
+    request: &CreateRequest,
+    host: &HostPart,
+    share: &Share,
+) -> Result<(Trees, Option<Lender>), RootfsError> {
     let Some(StandIn { process, files }) = &request.stand_in else {
-        let trees = Trees::copy(&request.bundle, host, request.rootfs.is_empty())?;
+        let with_rootfs = request.rootfs.is_empty();
+        let trees = Trees::copy(&request.bundle, host, with_rootfs, Some(share))?;
         return Ok((trees, None));
     };
-    let lender = Lender::of(*process).map_err(RootfsError::Lent)?;
-    let trees = Trees::take(process.pid, files, host)?;
-    // Alive before and after, the pid was its own all the time.
-    if !lender.is_alive() {
-        return Err(RootfsError::Lent(std::io::ErrorKind::NotFound.into()));
-    }
-    Ok((trees, Some(lender)))
+    let gone = || RootfsError::Lent(std::io::ErrorKind::NotFound.into());
+    let lender = Lender::of(*process).ok_or_else(gone)?;
+    Ok((Trees::take(&lender, files, host)?, Some(lender)))
 }
 
 /// Shows the container where engines look for it.
@@ -400,14 +401,12 @@ impl Sandbox {
             if request.stand_in.is_some() {
                 return Err(TaskError::NotFound(ProcessKey::init(&self.id)));
             }
-            if let Some(path) = &host.network {
-                network::enter(path)?;
-            }
             self.bundle.clone_from(&request.bundle);
         }
-        let machine = self
-            .machine_or_boot(host)
-            .map_err(|e| TaskError::Boot(Arc::new(e)))?;
+        let machine = self.machine_or_boot(host).map_err(|e| match e {
+            BootError::Network(e) => e.into(),
+            e => TaskError::Boot(Arc::new(e)),
+        })?;
         match machine.vm.end() {
             Some(end) => Err(TaskError::VmEnded(end)),
             None => Ok(machine),

@@ -216,7 +216,11 @@ impl Sandbox {
     /// directory stays, for whoever removes it after the supervisor.
     fn leave(&mut self, share_left: bool) {
         let cgroup = self.machine.as_ref().and_then(|m| m.cgroup.as_ref());
-        self.leave_cgroup(cgroup);
+        if self.leave_cgroup(cgroup)
+            && let Some(machine) = &mut self.machine
+        {
+            machine.cgroup = None;
+        }
         let left = if self.containers.is_empty() && share_left {
             self.state.remove()
         } else {

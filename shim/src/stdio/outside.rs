@@ -7,7 +7,7 @@
 //! - Empty is no stream. Other schemes are refused.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
@@ -71,10 +71,18 @@ enum Name<'a> {
 }
 
 impl Lender {
-    /// That process and no later one with its pid.
-    pub(crate) fn of(process: ProcessRef) -> io::Result<Self> {
-        let pidfd = process.open().ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self(pidfd))
+    /// The process, if it is alive.
+    pub(crate) fn of(process: ProcessRef) -> Option<Self> {
+        process.open().map(Self)
+    }
+
+    /// Takes its descriptor `fd`.
+    pub(crate) fn take(&self, fd: RawFd) -> io::Result<OwnedFd> {
+        Ok(rustix::process::pidfd_getfd(
+            &self.0,
+            fd,
+            PidfdGetfdFlags::empty(),
+        )?)
     }
 
     /// Whether it is alive still.
@@ -158,8 +166,8 @@ impl Outside {
     }
 
     fn lent(&mut self, process: ProcessRef, fd: i32, direction: Direction) -> io::Result<End> {
-        let lender = Lender::of(process)?;
-        let fd = rustix::process::pidfd_getfd(&lender.0, fd, PidfdGetfdFlags::empty())?;
+        let lender = Lender::of(process).ok_or(io::ErrorKind::NotFound)?;
+        let fd = lender.take(fd)?;
         if self.terminal && direction == Direction::Input {
             self.console = Console::adopt(&fd)?;
         }

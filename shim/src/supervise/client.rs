@@ -1,14 +1,12 @@
 //! The other side of the supervisor's socket: start a supervisor, connect to one.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use containerd_shim_protos::shim_async::TaskClient;
-use rustix::fs::{Mode, OFlags};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
@@ -119,12 +117,7 @@ fn reach(state: &StateDir, id: &str) -> Result<Supervisor, StartError> {
 }
 
 fn dial(state: &StateDir) -> io::Result<UnixStream> {
-    let dir = rustix::fs::open(
-        state.path(),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let stream = StdUnixStream::connect(StateDir::socket_beneath(dir.as_raw_fd()))?;
+    let stream = StdUnixStream::connect(state.socket())?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }

@@ -2,12 +2,9 @@
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
@@ -21,7 +18,7 @@ use crate::polled;
 use crate::rootfs::{RootfsError, Share};
 use crate::sandbox::{self, Handle, Life, Origin, ReportedPid};
 use crate::service;
-use crate::state::{ProcessRef, StateDir, StateError};
+use crate::state::{ProcessRef, Record, StateDir, StateError};
 
 /// Why a supervisor did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -65,14 +62,16 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// From here on the id is taken; a failure gives it back.
+/// From here on the id is taken, and its directory locked; a failure gives it back.
 fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     let config = Config::load(options)?;
-    let state = StateDir::create(&options.root, &args.id)?;
+    let gone = || ServeError::Detach(io::ErrorKind::NotFound.into());
+    let this = ProcessRef::this().ok_or_else(gone)?;
+    let state = StateDir::claim(&options.root, &args.id, Some(&Record::new(&args.id, this)))?;
     let result = detach(&state)
         .map_err(ServeError::Detach)
-        .and_then(|this| Ok((this, Share::enter(&state)?)))
-        .and_then(|(this, share)| {
+        .and_then(|()| Ok(Share::enter(&state)?))
+        .and_then(|share| {
             let origin = Origin {
                 id: args.id.clone(),
                 config,
@@ -92,7 +91,7 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError>
 }
 
 /// Leaves the starter's session and directory; standard error goes to the state directory.
-fn detach(state: &StateDir) -> io::Result<ProcessRef> {
+fn detach(state: &StateDir) -> io::Result<()> {
     // Refused to a leader of a process group only, which has been set apart already.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
@@ -102,9 +101,7 @@ fn detach(state: &StateDir) -> io::Result<ProcessRef> {
         .open(state.log())?;
     rustix::stdio::dup2_stderr(&log)?;
     // Every stream costs a descriptor or two, and the VMM, which inherits this, one per open file of the guest.
-    inherited::raise_descriptor_limit()?;
-    let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-    ProcessRef::of(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
+    inherited::raise_descriptor_limit()
 }
 
 /// One thread, and a second one where this process stands for a container.
@@ -168,12 +165,7 @@ async fn over(sandbox: &Handle) {
 }
 
 fn listen(state: &StateDir) -> io::Result<UnixListener> {
-    let dir = rustix::fs::open(
-        state.path(),
-        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let path = StateDir::socket_beneath(dir.as_raw_fd());
+    let path = state.socket();
     let listener = StdUnixListener::bind(&path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     listener.set_nonblocking(true)?;
@@ -216,11 +208,11 @@ impl EndSignals {
 }
 
 /// Waits for the end of the process `owner`; for ever when there is none.
-async fn owner_gone(owner: Option<u32>) {
+async fn owner_gone(owner: Option<ProcessRef>) {
     let Some(owner) = owner else {
         return std::future::pending().await;
     };
-    let Some(pidfd) = pidfd_of(owner) else {
+    let Some(pidfd) = owner.open() else {
         return;
     };
     match polled::watch(pidfd) {
@@ -231,11 +223,6 @@ async fn owner_gone(owner: Option<u32>) {
             std::future::pending().await
         }
     }
-}
-
-fn pidfd_of(pid: u32) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
 }
 
 /// Waits until there has been no container for [`IDLE`].
