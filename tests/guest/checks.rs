@@ -7,6 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{
     FileExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink,
 };
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{
@@ -24,6 +26,8 @@ pub(crate) const ALL: &[Check] = &[
     ("owner", owner),
     ("modes", modes),
     ("set-user-is-dropped", set_user_is_dropped),
+    ("set-user-acts", set_user_acts),
+    ("effective-root", effective_root),
     ("attributes", attributes),
     ("links", links),
     ("rename", rename),
@@ -83,6 +87,25 @@ fn set_user_is_dropped() -> Result<()> {
     })?;
     let mode = fs::metadata("program")?.mode() & 0o7777;
     ensure!(mode == 0o777, "mode is {mode:o}");
+    Ok(())
+}
+
+fn set_user_acts() -> Result<()> {
+    fs::copy("/proc/self/exe", "program")?;
+    chown("program", Some(0), Some(0))?;
+    fs::set_permissions("program", fs::Permissions::from_mode(0o4755))?;
+    let mut command = Command::new("./program");
+    let status = command.arg("effective-root").uid(2000).status()?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+fn effective_root() -> Result<()> {
+    let (user, effective) = (rustix::process::getuid(), rustix::process::geteuid());
+    ensure!(
+        !user.is_root() && effective.is_root(),
+        "{user:?} {effective:?}"
+    );
     Ok(())
 }
 

@@ -43,6 +43,14 @@ impl Engine {
         Self::with(Rc::clone(&other.runtime), bundle)
     }
 
+    /// With a container of this name, below a root of its own.
+    #[must_use]
+    pub fn named(id: &str, bundle: Bundle) -> Self {
+        let mut engine = Self::of(bundle);
+        engine.id = id.to_owned();
+        engine
+    }
+
     fn with(runtime: Rc<Runtime>, bundle: Bundle) -> Self {
         rustix::process::set_child_subreaper(Some(Pid::INIT)).unwrap();
         bundle.write();
@@ -80,6 +88,19 @@ impl Engine {
         let status = self.command(&words).status().unwrap();
         assert!(status.success(), "{status}: {}", self.errors());
         Self::adopted(&pid_file)
+    }
+
+    /// Its container is not made, and one line with all of `parts` says why.
+    #[track_caller]
+    pub fn assert_not_created(&self, parts: &[&str]) {
+        let bundle = self.bundle.path().to_str().unwrap();
+        let words = ["create", "--bundle", bundle, &self.id];
+        let status = self.command(&words).status().unwrap();
+        let errors = self.errors();
+        assert!(!status.success() && errors.lines().count() == 1, "{errors}");
+        for part in parts {
+            assert!(errors.contains(part), "{part:?} is not in {errors}");
+        }
     }
 
     /// Executes a command in the background.
