@@ -14,19 +14,24 @@ use std::path::Path;
 use agent_api::{POWER_MARK_INIT, POWER_OFF};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move, mount_remount};
 use rustix::process::{chdir, chroot};
 
-use crate::log::{debug, enable_debug, warn};
+use crate::log::{debug, enable_debug, line_of, warn};
+use crate::power::PowerError;
 use crate::{cgroup, cmdline, network, power, storage};
 
 /// Which step failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing}")]
-pub(crate) struct InitError {
-    doing: &'static str,
-    #[source]
-    source: io::Error,
+pub(crate) enum InitError {
+    #[error(transparent)]
+    Power(#[from] PowerError),
+    #[error("cannot {doing}")]
+    Step {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
 }
 
 trait Step<T> {
@@ -35,7 +40,7 @@ trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, doing: &'static str) -> Result<T, InitError> {
-        self.map_err(|error| InitError {
+        self.map_err(|error| InitError::Step {
             doing,
             source: error.into(),
         })
@@ -74,14 +79,20 @@ const MOUNTS: [(&str, &str, MountFlags, &std::ffi::CStr); 9] = [
     ("/tmp", "tmpfs", PLAIN, c"mode=1777"),
 ];
 
-/// The first words of PID 1.
-pub(crate) fn begin() {
-    // Outside a husk machine there is no such port, and the mark is missed by nobody.
-    let _ = power::write(POWER_MARK_INIT);
-}
+/// What the kernel leaves to the administrator of a machine to switch on, as Debian does.
+const SYSCTLS: [(&str, &str); 5] = [
+    // In a directory for all, nobody is led to a file of another user's by a link, a FIFO or a file made before.
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_fifos", "1"),
+    ("fs/protected_regular", "2"),
+    // Files of the kernel's show its addresses to nobody without CAP_SYSLOG.
+    ("kernel/kptr_restrict", "1"),
+];
 
 /// Sets the machine up, up to what the host has to say.
 pub(crate) fn set_up() -> Result<(), InitError> {
+    power::write(POWER_MARK_INIT)?;
     stack_root().step("make a root that can be pivoted")?;
     for (place, kind, flags, options) in MOUNTS {
         mount_at(place, kind, flags, options)?;
@@ -93,8 +104,18 @@ pub(crate) fn set_up() -> Result<(), InitError> {
     cgroup::delegate(Path::new(cgroup::MOUNT)).step("enable the cgroup controllers")?;
     network::loopback_up().step("bring up the loopback interface")?;
     storage::mount_share().step("mount the shared directory")?;
+    for (key, value) in SYSCTLS {
+        fs::write(Path::new("/proc/sys").join(key), value).step(key)?;
+    }
+    freeze_root().step("make the root read-only")?;
     debug!("set up");
     Ok(())
+}
+
+/// The agent's executable is in the root, and `/proc/PID/exe` leads there from any process that has not executed its program yet. So it is the file
+/// system that becomes read-only, and not one of its mounts.
+fn freeze_root() -> Result<(), Errno> {
+    mount_remount("/", MountFlags::RDONLY, "")
 }
 
 /// The kernel's first file system cannot be pivoted away from; a bind mount of it, moved over it, can.
@@ -149,7 +170,7 @@ pub(crate) fn power_off() {
         warn!("cannot unmount the shared directory: {error}");
     }
     if let Err(error) = power::write(POWER_OFF) {
-        warn!("no power port: {error}");
+        warn!("{}", line_of(&error));
     }
     // Where the port is not answered the kernel may know another way.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);

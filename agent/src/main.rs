@@ -61,7 +61,6 @@ fn main() -> ExitCode {
 
 /// Never returns to the kernel: the machine goes off.
 fn pid_1() -> ExitCode {
-    init::begin();
     let code = match init::set_up() {
         Ok(()) => report(serve::guest()),
         failed => report(failed),
