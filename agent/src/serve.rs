@@ -1,19 +1,18 @@
 //! Serves one host, from the dial to the end of the connection.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use agent_api::agent_ttrpc::create_agent;
-use tokio::io::unix::AsyncFd;
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 use ttrpc::asynchronous::Server as Ttrpc;
 use ttrpc::asynchronous::transport::Listener;
 
 use crate::cgroup;
-use crate::log::warn;
 use crate::reaper::Reaper;
 use crate::sandbox::{Sandbox, Settings};
 use crate::server::Server;
@@ -91,15 +90,15 @@ struct Begun {
     settings: Settings,
 }
 
-fn begin(listener: AsyncFd<OwnedFd>, cgroups: &Path) -> Result<Begun, ServeError> {
+fn begin(
+    listener: transport::Listener,
+    cgroups: &Path,
+    reserve: Option<Reserve>,
+) -> Result<Begun, ServeError> {
     let streams = Streams::new();
     let reaper = Reaper::new().map_err(ServeError::Runtime)?;
-    let accepting = streams.clone();
-    tokio::spawn(async move {
-        if let Err(error) = accepting.serve(listener).await {
-            warn!("no more streams are taken: {error}");
-        }
-    });
+    tokio::spawn(streams.clone().serve(listener));
+    let writer = Worker::start("writer").map_err(ServeError::Runtime)?;
     Ok(Begun {
         reaper,
         settings: Settings {
@@ -122,8 +121,12 @@ impl Begun {
         let mut server = Ttrpc::new()
             .add_listener(connection)
             .register_service(service);
+            reserve,
         server.start().await.map_err(ServeError::Ttrpc)?;
+            writer: writer.clone(),
+            looker: Worker::start("looker").map_err(ServeError::Runtime)?,
         tokio::spawn(async move {
+        writer,
             // Either way of ending it, it has ended.
             let _ = end.await;
             handle.shut_down().await;

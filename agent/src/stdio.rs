@@ -22,7 +22,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::streams::{Claim, Socket};
+use crate::streams::Claim;
+use crate::transport::Socket;
 use crate::watch::watch;
 
 /// Bytes in flight per direction; the capacity of a pipe, so that one pass empties it.

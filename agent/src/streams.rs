@@ -8,34 +8,35 @@
 //! ```
 //!
 //! Either side may come first. Both have [`CLAIM_DEADLINE`] to meet; then the connection is closed, or the process sees its stream end.
+//!
+//! The acceptor lives as long as the agent. Where it has no descriptor or memory for a connection it pauses and tries again; a connection that
+//! does not say its id makes way for newer ones.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_api::StreamId;
-use rustix::net::{SocketFlags, accept_with};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use crate::log::warn;
+use crate::log::{line_of, warn};
 use crate::stdio;
-use crate::watch::watch;
+use crate::transport::{AcceptError, Listener, Socket};
 
 /// How long one side waits for the other.
 pub(crate) const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections that nobody has claimed. The host opens four per process at most, and processes are claimed within a deadline.
 const UNCLAIMED_MAX: usize = 256;
-/// Connections whose id is still being read.
+/// Connections whose id is still being read: a burst of starts. The host sends an id with the connection, so that the oldest are those that
+/// will not send one.
 const HANDSHAKES_MAX: usize = 64;
+/// How long nothing is accepted once there was no descriptor or memory for it: others may give some back meanwhile.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// A connection of the host; it does not block.
-pub(crate) type Socket = AsyncFd<OwnedFd>;
 /// A stream to come.
 pub(crate) type Claim = oneshot::Receiver<Socket>;
 
@@ -130,23 +131,21 @@ impl Streams {
     }
 
     /// Takes the host's connections, for ever.
-    pub(crate) async fn serve(self, listener: AsyncFd<OwnedFd>) -> io::Result<()> {
-        let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    pub(crate) async fn serve(self, listener: Listener) {
+        let mut handshakes = Handshakes::default();
         loop {
-            let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else {
-                return Ok(());
-            };
-            let socket = accept(&listener).await?;
-            let streams = self.clone();
-            tokio::spawn(async move {
-                if !matches!(
-                    timeout(CLAIM_DEADLINE, streams.handshake(socket)).await,
-                    Ok(Ok(()))
-                ) {
-                    warn!("a stream was closed before it had said its id");
+            match listener.accept().await {
+                Ok(socket) => handshakes.begin(&self, socket),
+                Err(error @ AcceptError::Stranger(_)) => {
+                    warn!("{error}");
+                    // A guest that dials on and on must not keep the only thread.
+                    tokio::task::yield_now().await;
                 }
-                drop(permit);
-            });
+                Err(error) => {
+                    warn!("{}", line_of(&error));
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
     }
 
@@ -161,10 +160,8 @@ impl Streams {
         }
         let id = StreamId::new(u64::from_le_bytes(id)).ok_or(io::ErrorKind::InvalidData)?;
         if self.table().arrive(id, socket).is_err() {
-            warn!(
-                "stream {} was refused: it is there already, or too many wait",
-                id.get()
-            );
+            // The id is a secret, and is not told.
+            warn!("a stream was refused: it is there already, or too many wait");
             return Ok(());
         }
         self.expire_later(id);
@@ -172,19 +169,27 @@ impl Streams {
     }
 }
 
-async fn accept(listener: &AsyncFd<OwnedFd>) -> io::Result<Socket> {
-    loop {
-        let mut ready = listener.readable().await?;
-        let accepted = ready.try_io(|listener| {
-            Ok(accept_with(
-                listener.get_ref(),
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-            )?)
-        });
-        match accepted {
-            Ok(socket) => return watch(socket?, Interest::READABLE | Interest::WRITABLE),
-            Err(_would_block) => {}
+/// Connections whose id is still being read, oldest first.
+#[derive(Debug, Default)]
+struct Handshakes(VecDeque<AbortHandle>);
+
+impl Handshakes {
+    fn begin(&mut self, streams: &Streams, socket: Socket) {
+        self.0.retain(|handshake| !handshake.is_finished());
+        if self.0.len() == HANDSHAKES_MAX
+            && let Some(oldest) = self.0.pop_front()
+        {
+            warn!("a stream that had not said its id made way for a newer one");
+            oldest.abort();
         }
+        let streams = streams.clone();
+        let handshake = tokio::spawn(async move {
+            let said = timeout(CLAIM_DEADLINE, streams.handshake(socket)).await;
+            if !matches!(said, Ok(Ok(()))) {
+                warn!("a stream was closed before it had said its id");
+            }
+        });
+        self.0.push_back(handshake.abort_handle());
     }
 }
 

@@ -31,7 +31,6 @@ use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::{ContainerFiles, Share};
 use crate::spec::{Extent, HostPart, VmSize};
 use crate::state::{ProcessRef, Record, StateDir, Status, now_ns};
-use crate::stdio::StreamIds;
 use crate::storage::Storage;
 use crate::supervise::Face;
 use crate::vm::{EndReason, Vm, VmEnd};
@@ -69,7 +68,6 @@ pub(crate) struct Sandbox {
     share: Share,
     machine: Option<Machine>,
     containers: BTreeMap<String, Container>,
-    stream_ids: StreamIds,
     created_ns: u64,
     bundle: PathBuf,
     this: ProcessRef,
@@ -162,7 +160,6 @@ pub(crate) fn start(origin: Origin) -> Handle {
         share: origin.share,
         machine: None,
         containers: BTreeMap::new(),
-        stream_ids: StreamIds::new(),
         created_ns: now_ns(),
         bundle: PathBuf::new(),
         this: origin.this,

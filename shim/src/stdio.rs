@@ -5,7 +5,8 @@
 //!                       ◄──     ◄──      ◄──
 //! ```
 //!
-//! A stream is opened with its 8-byte id and is then plain bytes, half-close included. What each end's closing does:
+//! A stream is opened with its 8-byte id and is then plain bytes, half-close included. The id is a random number that only
+//! supervisor and agent know, since any process of the guest that gets at the port could name it. What each end's closing does:
 //!
 //! - outside ends its input: the process reads to the end, then end-of-file;
 //! - [`ProcessStreams::close_stdin`]: the same, after what is in the FIFO;
@@ -20,7 +21,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use agent_api::{PORT_STREAM, StreamId};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::deadlines::DRAIN;
@@ -57,6 +60,8 @@ pub(crate) enum StdioError {
     Connect(#[from] ControlError),
     #[error("cannot make a stream")]
     Io(#[from] io::Error),
+    #[error("cannot get random bytes for a stream's id")]
+    Random(#[source] Errno),
 }
 
 /// The streams of one process, running.
@@ -77,10 +82,6 @@ struct Output {
     progress: Arc<Progress>,
 }
 
-/// Hands out stream ids, unique within the sandbox.
-#[derive(Debug)]
-pub(crate) struct StreamIds(u64);
-
 /// The ids of one process's streams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ids {
@@ -90,28 +91,36 @@ pub(crate) struct Ids {
     pub(crate) terminal: Option<StreamId>,
 }
 
-impl StreamIds {
-    pub(crate) fn new() -> Self {
-        Self(0)
-    }
-
-    /// Ids for the streams that `stdio` has.
-    pub(crate) fn take(&mut self, stdio: &Stdio) -> Ids {
-        let mut next = |wanted: bool| {
-            self.0 += u64::from(wanted);
-            StreamId::new(self.0).filter(|_| wanted)
+impl Ids {
+    /// New random ids for the streams that `stdio` has.
+    pub(crate) fn random(stdio: &Stdio) -> Result<Self, StdioError> {
+        let next = |wanted: bool| match wanted {
+            true => random_id().map(Some),
+            false => Ok(None),
         };
         if stdio.terminal {
-            return Ids {
-                terminal: next(true),
-                ..Ids::default()
-            };
+            return Ok(Self {
+                terminal: next(true)?,
+                ..Self::default()
+            });
         }
-        Ids {
-            stdin: next(!stdio.stdin.is_empty()),
-            stdout: next(!stdio.stdout.is_empty()),
-            stderr: next(!stdio.stderr.is_empty()),
+        Ok(Self {
+            stdin: next(!stdio.stdin.is_empty())?,
+            stdout: next(!stdio.stdout.is_empty())?,
+            stderr: next(!stdio.stderr.is_empty())?,
             terminal: None,
+        })
+    }
+}
+
+/// From the kernel's generator, which gives so few bytes at once and without waiting.
+fn random_id() -> Result<StreamId, StdioError> {
+    loop {
+        let mut bytes = [0; 8];
+        let filled = getrandom(&mut bytes, GetRandomFlags::empty()).map_err(StdioError::Random)?;
+        let whole = filled == bytes.len();
+        if let Some(id) = StreamId::new(u64::from_le_bytes(bytes)).filter(|_| whole) {
+            return Ok(id);
         }
     }
 }

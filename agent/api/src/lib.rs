@@ -44,8 +44,9 @@ pub const POWER_OFF: u8 = 0x01;
 /// Written to [`POWER_PORT`]: PID 1 has begun (a mark on the boot's timeline).
 pub const POWER_MARK_INIT: u8 = 0x02;
 
-/// Names one stream of one process, unique within the sandbox, never 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Names one stream of one process, and is the right to it: whoever opens a connection with it has the stream. So it is 64 random bits that the
+/// supervisor makes, used once, shown to nobody; never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct StreamId(std::num::NonZeroU64);
 
 impl StreamId {
@@ -59,5 +60,12 @@ impl StreamId {
     #[must_use]
     pub fn get(self) -> u64 {
         self.0.get()
+    }
+}
+
+impl std::fmt::Debug for StreamId {
+    /// Not the number: logs are read by others.
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("StreamId(..)")
     }
 }

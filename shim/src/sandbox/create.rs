@@ -366,7 +366,7 @@ impl Sandbox {
         let is_further = self.machine.is_some();
         let machine = self.machine_for_create(request, host)?;
         let joined = self.joined(host)?;
-        let ids = self.stream_ids.take(&request.stdio);
+        let ids = Ids::random(&request.stdio)?;
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
         container.stand_in = request.stand_in.as_ref().map(|it| it.process.pid);
         let pid = container.stand_in.unwrap_or(machine.pid);

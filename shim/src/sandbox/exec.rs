@@ -90,7 +90,7 @@ impl Sandbox {
     fn begin_exec(&mut self, key: &ProcessKey, stdio: Stdio) -> Result<(Machine, Ids), TaskError> {
         let init = ProcessKey::init(&key.container);
         let machine = self.machine_for(&init, &[Phase::Created, Phase::Running])?;
-        let ids = self.stream_ids.take(&stdio);
+        let ids = Ids::random(&stdio)?;
         let Some(container) = self.containers.get_mut(&key.container) else {
             return Err(TaskError::NotFound(init));
         };

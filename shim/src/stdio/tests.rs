@@ -69,7 +69,7 @@ async fn open(stdio: &Stdio) -> (ProcessStreams, Vec<UnixStream>) {
     )
     .unwrap();
     let (control, _events) = vm::open_control(ours).unwrap();
-    let ids = StreamIds::new().take(stdio);
+    let ids = Ids::random(stdio).unwrap();
     let count = [ids.stdin, ids.stdout, ids.stderr, ids.terminal]
         .iter()
         .flatten()
@@ -332,27 +332,39 @@ async fn a_slow_reader_is_waited_for_while_the_lender_lives() {
 }
 
 #[test]
-fn ids_are_unique_and_none_is_zero() {
-    let mut ids = StreamIds::new();
+fn ids_are_those_of_the_streams_there_are() {
     let stdio = Stdio {
         stdin: "/a".into(),
         stderr: "/b".into(),
         ..Stdio::default()
     };
-    let first = ids.take(&stdio);
-    assert_eq!(first.stdin.map(StreamId::get), Some(1));
-    assert_eq!(first.stdout, None);
-    assert_eq!(first.stderr.map(StreamId::get), Some(2));
-    let second = ids.take(&Stdio {
+    let ids = Ids::random(&stdio).unwrap();
+    assert!(ids.stdin.is_some() && ids.stderr.is_some());
+    assert_eq!((ids.stdout, ids.terminal), (None, None));
+    let wire = agent_api::agent::Streams::from(ids);
+    assert_eq!(Some(wire.stdin), ids.stdin.map(StreamId::get));
+    assert_eq!((wire.stdout, wire.terminal), (0, 0));
+    let terminal = Stdio {
+        terminal: true,
+        ..stdio
+    };
+    let ids = Ids::random(&terminal).unwrap();
+    assert!(ids.terminal.is_some() && ids.stdin.is_none() && ids.stderr.is_none());
+}
+
+#[test]
+fn ids_cannot_be_guessed_and_are_not_shown() {
+    let terminal = Stdio {
         terminal: true,
         ..Stdio::default()
-    });
-    assert_eq!(second.terminal.map(StreamId::get), Some(3));
-    let wire = agent_api::agent::Streams::from(first);
-    assert_eq!(
-        (wire.stdin, wire.stdout, wire.stderr, wire.terminal),
-        (1, 0, 2, 0)
-    );
+    };
+    let id = || Ids::random(&terminal).unwrap().terminal.unwrap();
+    let ids: Vec<u64> = (0..64).map(|_| id().get()).collect();
+    // Every bit is both: of 64 random numbers one has a bit all the same once in 2^63.
+    assert_eq!(ids.iter().fold(0, |bits, id| bits | id), u64::MAX);
+    assert_eq!(ids.iter().fold(u64::MAX, |bits, id| bits & id), 0);
+    let id = id();
+    assert!(!format!("{id:?}").contains(&id.get().to_string()));
 }
 
 fn make_fifo(path: &std::path::Path) {
