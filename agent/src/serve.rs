@@ -19,10 +19,16 @@ use crate::server::Server;
 use crate::streams::Streams;
 use crate::transport::{self, Watched};
 
+use crate::worker::Worker;
+
+/// Descriptors of the agent: two for each of the 1024 connections that a VMM carries, one or two for each process, and much to spare.
+const DESCRIPTORS_MAX: u64 = 1 << 16;
 /// Why the host is not served (any more).
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
     #[error("cannot start the runtime")]
+    #[error("cannot raise the limit of open files")]
+    Descriptors(#[source] Errno),
     Runtime(#[source] io::Error),
     #[error("cannot listen for streams")]
     Listen(#[source] io::Error),
@@ -80,6 +86,11 @@ fn run(agent: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeE
         .build()
         .map_err(ServeError::Runtime)?;
     let result = runtime.block_on(agent);
+    let limit = Rlimit {
+        current: Some(DESCRIPTORS_MAX),
+        maximum: Some(DESCRIPTORS_MAX),
+    };
+    setrlimit(Resource::Nofile, limit).map_err(ServeError::Descriptors)?;
     runtime.shutdown_background();
     result
 }

@@ -57,6 +57,15 @@ pub(crate) struct Rlimit {
 
 /// The umask of a process that asks for none.
 const UMASK_DEFAULT: u32 = 0o022;
+/// `RLIMIT_NOFILE`.
+const NOFILE: u32 = 7;
+/// Open files of a process that says nothing of them: what systemd gives to every service, and so what a container inherits from runc on a
+/// usual host. The agent's own limit is a matter of its own.
+const NOFILE_DEFAULT: Rlimit = Rlimit {
+    resource: NOFILE,
+    soft: 1024,
+    hard: 524_288,
+};
 
 pub(super) fn read(
     given: &oci_spec::runtime::Process,
@@ -231,6 +240,9 @@ fn rlimits(given: &oci_spec::runtime::Process) -> Result<Vec<Rlimit>, PlanError>
         }
         limits.push(limit);
     }
+    if limits.iter().all(|limit| limit.resource != NOFILE) {
+        limits.push(NOFILE_DEFAULT);
+    }
     Ok(limits)
 }
 
@@ -244,7 +256,7 @@ fn rlimit(given: &oci_spec::runtime::PosixRlimit) -> Rlimit {
         T::RlimitCore => 4,
         T::RlimitRss => 5,
         T::RlimitNproc => 6,
-        T::RlimitNofile => 7,
+        T::RlimitNofile => NOFILE,
         T::RlimitMemlock => 8,
         T::RlimitAs => 9,
         T::RlimitLocks => 10,

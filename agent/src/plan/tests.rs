@@ -520,3 +520,21 @@ fn a_plan_survives_its_way_to_the_child() {
     let read: Plan = serde_json::from_slice(&json).unwrap();
     assert_eq!(format!("{plan:?}"), format!("{read:?}"));
 }
+
+#[test]
+fn open_files_are_limited_as_on_a_usual_host_unless_the_specification_says_otherwise() {
+    let mut spec = spec();
+    let usual = Rlimit {
+        resource: 7,
+        soft: 1024,
+        hard: 524_288,
+    };
+    assert_eq!(read(&spec).unwrap().1.rlimits, [usual]);
+    spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]);
+    let given = Rlimit {
+        soft: 5,
+        hard: 6,
+        ..usual
+    };
+    assert_eq!(read(&spec).unwrap().1.rlimits, [given]);
+}
