@@ -19,8 +19,13 @@ use crate::watch::watch;
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 
-/// Containers may make cgroups of their own; deeper ones and more of them are not listed.
+/// Where the containers of a guest are.
+pub(crate) const CONTAINERS: &str = "/sys/fs/cgroup/containers";
+
+/// Containers may make cgroups of their own, so many below each other: systemd with a Kubernetes node in it needs eight.
 const DEPTH_MAX: usize = 16;
+/// And so many in all, of one container: the agent walks through them at its end. A node of 110 pods needs about 600.
+const DESCENDANTS_MAX: usize = 4096;
 /// Process ids are given up to this many: a reply has its limits too.
 pub(crate) const PIDS_MAX: usize = 65_536;
 
@@ -65,11 +70,27 @@ impl Cgroup {
             }
             made => made?,
         }
+        // The container cannot raise it: this cgroup's own files are its parent's.
+        let most = path.join("cgroup.max.descendants");
+        if let Err(error) = fs::write(most, DESCENDANTS_MAX.to_string()) {
+            // What it is refused for is told; an empty cgroup is in nobody's way.
+            let _ = fs::remove_dir(&path);
+            return Err(error);
+        }
         Ok(Self { path })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The cgroup in it that its process `pid` is in: itself, or one that the container has made and moved the process to.
+    pub(crate) fn current(&self, pid: i32) -> PathBuf {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+        path.map(|path| Path::new(MOUNT).join(path))
+            .filter(|path| path.starts_with(&self.path) && path.is_dir())
+            .unwrap_or_else(|| self.path.clone())
     }
 
     /// Sends SIGKILL to every process in it, at once and whatever they fork.
@@ -106,16 +127,27 @@ impl Cgroup {
 
     /// Waits until every process in it stands still.
     pub(crate) fn frozen(&self) -> io::Result<impl Future<Output = io::Result<()>> + Send + use<>> {
+        self.event(b"frozen 1")
+    }
+
+    /// Waits until no process is in it or below it.
+    pub(crate) fn empty(&self) -> io::Result<impl Future<Output = io::Result<()>> + Send + use<>> {
+        self.event(b"populated 0")
+    }
+
+    /// Waits until `cgroup.events` has this line. The kernel wakes whoever polls it for each change.
+    fn event(
+        &self,
+        wanted: &'static [u8],
+    ) -> io::Result<impl Future<Output = io::Result<()>> + Send + use<>> {
         let events = File::open(self.path.join("cgroup.events"))?;
         let events = watch(events.into(), Interest::PRIORITY)?;
         Ok(async move {
             let mut text = [0; EVENTS_MAX];
             loop {
                 let len = rustix::io::pread(events.get_ref(), &mut text, 0)?;
-                if text[..len]
-                    .split(|byte| *byte == b'\n')
-                    .any(|line| line == b"frozen 1")
-                {
+                let mut lines = text[..len].split(|byte| *byte == b'\n');
+                if lines.any(|line| line == wanted) {
                     return Ok(());
                 }
                 events.ready(Interest::PRIORITY).await?.clear_ready();
@@ -212,6 +244,14 @@ pub(crate) fn allow_devices(
     rules: &[LinuxDeviceCgroup],
 ) -> Result<(), DevicesControllerError> {
     Devices::apply_devices(path, &Some(rules.to_vec()))
+}
+
+/// Makes the cgroup that all containers are in.
+pub(crate) fn prepare(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    delegate(path)?;
+    // A container and what it makes.
+    fs::write(path.join("cgroup.max.depth"), (1 + DEPTH_MAX).to_string())
 }
 
 /// Enables every controller for the children of `path`, one by one: those that are not there are not missed until a limit asks for them.

@@ -6,17 +6,22 @@
 //!                        └─(fails)───┴──────────────── delete ───────────────────┴─► ending ─► (none)
 //! ```
 //!
-//! While it is created or running it can be paused. The state is that of its init process; *ending* is where everything is killed and the cgroup waits to be empty.
+//! While it is created or running it can be paused, and while it is being made it can be deleted, too. The state is that of its init process;
+//! *ending* is where everything is killed and the cgroup waits to be empty.
 
 use std::collections::HashMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
+
+use tokio::task::AbortHandle;
 
 use crate::cgroup::Cgroup;
 use crate::plan::{self, Entry, IdMap, IdMaps, Namespaces, Plan};
 use crate::process::{Process, State};
 use crate::sandbox::{Reply, SandboxError};
-use crate::spawn::Spawning;
+use crate::signal;
+use crate::spawn::{Maker, SpawnError, Spawning};
 use crate::stdio::ChildStdio;
 use crate::streams::Claim;
 
@@ -65,6 +70,14 @@ pub(crate) struct Member {
     pub(crate) terminal: Option<Claim>,
     /// Who waits for the present step.
     pub(crate) reply: Option<Reply<u32>>,
+    /// Makes the process, which is not there yet.
+    pub(crate) maker: Option<Maker>,
+    /// Was to be killed before there was a process.
+    pub(crate) killed: bool,
+    /// Why there will be no program; told when the process has ended.
+    pub(crate) failed: Option<SpawnError>,
+    /// Who waits for it to be gone.
+    pub(crate) deleted: Option<Reply<()>>,
 }
 
 /// An exec before its start.
@@ -78,7 +91,22 @@ pub(crate) struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Ending {
     pub(crate) then: Then,
+    /// Nothing is waited for any more after this.
     pub(crate) deadline: Instant,
+    /// No process is in its cgroup, or that cannot be known.
+    pub(crate) emptied: Option<io::Result<()>>,
+    /// Looks at the cgroup and at the clock.
+    pub(crate) _watch: Watch,
+}
+
+/// A task that ends with its container's ending.
+#[derive(Debug)]
+pub(crate) struct Watch(pub(crate) AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// Who is told when the container is gone, and what.
@@ -96,6 +124,26 @@ impl Member {
             spawning: None,
             terminal: None,
             reply: None,
+            maker: None,
+            killed: false,
+            failed: None,
+            deleted: None,
+        }
+    }
+
+    /// Kills a process that is being made, whether it is there already or not.
+    pub(crate) fn kill_unready(&mut self) {
+        if self.process.state() != State::Creating {
+            return;
+        }
+        self.killed = true;
+        match (self.process.pid(), &self.maker) {
+            (Some(pid), _) => {
+                // It may have ended already; as long as it is in this state it is not reaped.
+                let _ = signal::send(pid, signal::KILL);
+            }
+            (None, Some(maker)) => maker.kill(),
+            (None, None) => {}
         }
     }
 }
@@ -124,6 +172,14 @@ impl Container {
             freezer: Freezer::Thawed,
             ending: None,
         }
+    }
+
+    /// Kills every process, those that are being made too.
+    pub(crate) fn kill(&mut self) -> io::Result<()> {
+        for member in self.members.values_mut() {
+            member.kill_unready();
+        }
+        self.cgroup.kill()
     }
 
     /// The state of its first process.

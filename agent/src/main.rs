@@ -21,6 +21,7 @@ mod process;
 mod processes;
 mod reaper;
 mod report;
+mod reserve;
 mod sandbox;
 mod serve;
 mod server;
@@ -35,6 +36,7 @@ mod syscall;
 mod transport;
 #[expect(unsafe_code, reason = "the runtime trusts its caller with descriptors")]
 mod watch;
+mod worker;
 
 use std::error::Error;
 use std::path::Path;

@@ -1,14 +1,16 @@
 //! One process of a container: its init or an exec.
 //!
 //! ```text
-//!            spawned            go              program has begun
+//!            ready              go              program has begun
 //! (none) ─► Creating ─► Created ─► Starting ─────────────► Running ─(exit)─► Stopped
 //!               │           │          ├─(exit)─► held until Started is answered
 //!               │           └─(killed)─┼────────────────────────────────────► Stopped
-//!               └─(set-up fails)       └─(program cannot be executed)───────► Stopped
+//!               └─(set-up fails,       └─(program cannot be executed)───────► Stopped
+//!                  or is killed)
 //! ```
 //!
-//! An exec has no process before it is started: it goes from Created to Starting with the spawn, and waits for nothing then.
+//! An exec has no process before it is started: it goes from Created to Creating with the spawn, and waits for nothing when it is ready. A
+//! process has its id from early in Creating on: the set-up looks at files of the container's, and may have to be killed.
 //! The kernel's exit status decides, whatever the streams do.
 
 use std::os::fd::OwnedFd;
@@ -68,9 +70,13 @@ impl Process {
         self.pid
     }
 
-    /// The process is there; `terminal` is the master of its terminal, which the pump keeps.
-    pub(crate) fn spawned(&mut self, pid: i32, terminal: Option<Weak<AsyncFd<OwnedFd>>>) {
+    /// The process is there.
+    pub(crate) fn spawned(&mut self, pid: i32) {
         self.pid = Some(pid);
+    }
+
+    /// The master of its terminal, which the pump keeps.
+    pub(crate) fn set_terminal(&mut self, terminal: Option<Weak<AsyncFd<OwnedFd>>>) {
         self.terminal = terminal;
     }
 
@@ -98,12 +104,20 @@ impl Process {
         None
     }
 
+    /// Its status, where it has ended and nobody was told yet.
+    pub(crate) fn untold(&self) -> Option<u32> {
+        match self.state {
+            State::StartingEnded(status) => Some(status),
+            _ => None,
+        }
+    }
+
     /// Whether there is a process to signal. Once it has ended its id may be another's.
     pub(crate) fn is_alive(&self) -> bool {
         self.pid.is_some()
             && matches!(
                 self.state,
-                State::Created | State::Starting | State::Running
+                State::Creating | State::Created | State::Starting | State::Running
             )
     }
 
@@ -114,11 +128,6 @@ impl Process {
             State::Creating | State::Starting | State::StartingEnded(_)
         );
         in_step || self.is_alive()
-    }
-
-    /// Whether the host may delete it.
-    pub(crate) fn is_deletable(&self) -> bool {
-        matches!(self.state, State::Created | State::Stopped)
     }
 
     /// Sizes the terminal; false where there is none any more.
@@ -144,7 +153,7 @@ mod tests {
     #[test]
     fn an_exit_is_published_once_the_start_is_answered() {
         let mut process = Process::new(State::Created);
-        process.spawned(7, None);
+        process.spawned(7);
         process.set_state(State::Starting);
         assert_eq!(process.exited(3), Exited::Hold);
         assert_eq!(process.started(), Some(3));
@@ -154,30 +163,17 @@ mod tests {
     #[test]
     fn a_running_process_publishes_its_exit_at_once() {
         let mut process = Process::new(State::Starting);
-        process.spawned(7, None);
+        process.spawned(7);
         assert_eq!(process.started(), None);
         assert_eq!(process.exited(0), Exited::Publish);
         assert_eq!(process.state(), State::Stopped);
     }
 
     #[test]
-    fn only_created_and_stopped_processes_can_be_deleted() {
-        for (state, deletable) in [
-            (State::Creating, false),
-            (State::Created, true),
-            (State::Starting, false),
-            (State::Running, false),
-            (State::Stopped, true),
-        ] {
-            assert_eq!(Process::new(state).is_deletable(), deletable, "{state:?}");
-        }
-    }
-
-    #[test]
     fn a_process_is_pending_until_its_exit_and_its_start_are_told() {
         let mut process = Process::new(State::Created);
         assert!(!process.is_pending(), "an exec before its start");
-        process.spawned(7, None);
+        process.spawned(7);
         assert!(process.is_pending());
         process.set_state(State::Starting);
         process.exited(0);
@@ -187,9 +183,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_ends_while_it_is_made_is_told_with_its_creation() {
+        let mut process = Process::new(State::Creating);
+        assert!(!process.is_alive(), "it has no id yet");
+        process.spawned(7);
+        assert!(process.is_alive());
+        assert_eq!(process.exited(137), Exited::Hold);
+        assert_eq!(process.untold(), Some(137));
+        assert!(process.is_pending() && !process.is_alive());
+    }
+
+    #[test]
     fn an_ended_process_is_not_signalled() {
         let mut process = Process::new(State::Running);
-        process.spawned(7, None);
+        process.spawned(7);
         assert!(process.is_alive());
         process.exited(0);
         assert!(!process.is_alive());

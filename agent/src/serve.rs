@@ -14,21 +14,22 @@ use ttrpc::asynchronous::transport::Listener;
 
 use crate::cgroup;
 use crate::reaper::Reaper;
+use crate::reserve::Reserve;
 use crate::sandbox::{Sandbox, Settings};
 use crate::server::Server;
 use crate::streams::Streams;
 use crate::transport::{self, Watched};
-
 use crate::worker::Worker;
 
 /// Descriptors of the agent: two for each of the 1024 connections that a VMM carries, one or two for each process, and much to spare.
 const DESCRIPTORS_MAX: u64 = 1 << 16;
+
 /// Why the host is not served (any more).
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
-    #[error("cannot start the runtime")]
     #[error("cannot raise the limit of open files")]
     Descriptors(#[source] Errno),
+    #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
     #[error("cannot listen for streams")]
     Listen(#[source] io::Error),
@@ -44,11 +45,17 @@ pub(crate) enum ServeError {
     Ttrpc(#[source] ttrpc::Error),
 }
 
-/// As PID 1 of a guest: over vsock, containers at the top of the cgroup hierarchy.
+/// As PID 1 of a guest: over vsock, containers in a cgroup that leaves the agent its reserve.
 pub(crate) fn guest() -> Result<(), ServeError> {
+    let path = Path::new(cgroup::CONTAINERS);
+    let reserve = cgroup::prepare(path).and_then(|()| Reserve::new(path));
+    let reserve = reserve.map_err(|source| ServeError::Cgroup {
+        path: path.to_owned(),
+        source,
+    })?;
     run(async {
         let listener = transport::listen_vsock().map_err(ServeError::Listen)?;
-        let begun = begin(listener, Path::new(cgroup::MOUNT))?;
+        let begun = begin(listener, path, Some(reserve))?;
         let control = transport::dial_vsock().await.map_err(ServeError::Dial)?;
         begun.serve(control, true).await
     })
@@ -58,19 +65,17 @@ pub(crate) fn guest() -> Result<(), ServeError> {
 /// the host is touched.
 pub(crate) fn directory(directory: &Path, cgroup: &str) -> Result<(), ServeError> {
     let path = Path::new(cgroup::MOUNT).join(cgroup);
-    std::fs::create_dir_all(&path)
-        .and_then(|()| cgroup::delegate(&path))
-        .map_err(|source| ServeError::Cgroup {
-            path: path.clone(),
-            source,
-        })?;
+    cgroup::prepare(&path).map_err(|source| ServeError::Cgroup {
+        path: path.clone(),
+        source,
+    })?;
     // Orphans come to the agent, as they do to PID 1.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| ServeError::Runtime(errno.into()))?;
     run(async {
         let listener =
             transport::listen_unix(&directory.join("stream")).map_err(ServeError::Listen)?;
-        let begun = begin(listener, &path)?;
+        let begun = begin(listener, &path, None)?;
         let control = UnixStream::connect(directory.join("control"))
             .await
             .map_err(ServeError::Dial)?;
@@ -81,16 +86,16 @@ pub(crate) fn directory(directory: &Path, cgroup: &str) -> Result<(), ServeError
 /// One thread: there is little to do at once, and children are started from it. Those beside it wait for the kernel only, and are not
 /// waited for at the end.
 fn run(agent: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::Runtime)?;
-    let result = runtime.block_on(agent);
     let limit = Rlimit {
         current: Some(DESCRIPTORS_MAX),
         maximum: Some(DESCRIPTORS_MAX),
     };
     setrlimit(Resource::Nofile, limit).map_err(ServeError::Descriptors)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    let result = runtime.block_on(agent);
     runtime.shutdown_background();
     result
 }
@@ -99,6 +104,8 @@ fn run(agent: impl Future<Output = Result<(), ServeError>>) -> Result<(), ServeE
 struct Begun {
     reaper: Reaper,
     settings: Settings,
+    /// Writes limits and switches CPUs.
+    writer: Worker,
 }
 
 fn begin(
@@ -114,8 +121,12 @@ fn begin(
         reaper,
         settings: Settings {
             cgroups: cgroups.to_owned(),
+            reserve,
             streams,
+            writer: writer.clone(),
+            looker: Worker::start("looker").map_err(ServeError::Runtime)?,
         },
+        writer,
     })
 }
 
@@ -127,17 +138,14 @@ impl Begun {
     {
         let (sandbox, handle, events) = Sandbox::new(self.settings).map_err(ServeError::Runtime)?;
         let (control, end) = Watched::new(control);
-        let service = create_agent(Arc::new(Server::new(handle.clone(), events, own_machine)));
+        let writer = own_machine.then_some(self.writer);
+        let service = create_agent(Arc::new(Server::new(handle.clone(), events, writer)));
         let connection = Listener::new(futures_util::stream::once(async { Ok(control) }));
         let mut server = Ttrpc::new()
             .add_listener(connection)
             .register_service(service);
-            reserve,
         server.start().await.map_err(ServeError::Ttrpc)?;
-            writer: writer.clone(),
-            looker: Worker::start("looker").map_err(ServeError::Runtime)?,
         tokio::spawn(async move {
-        writer,
             // Either way of ending it, it has ended.
             let _ = end.await;
             handle.shut_down().await;

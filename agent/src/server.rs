@@ -10,12 +10,14 @@ use agent_api::agent::{
 };
 use agent_api::agent_ttrpc::Agent;
 use async_trait::async_trait;
+use tokio::sync::oneshot;
 use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use crate::plan::WindowSize;
-use crate::sandbox::{Events, Handle, Key, Reply, Request};
+use crate::sandbox::{Events, Handle, Key, Reply, Request, SandboxError};
 use crate::status::status;
+use crate::worker::Worker;
 use crate::{cpus, machine};
 
 /// The service.
@@ -24,16 +26,16 @@ pub(crate) struct Server {
     sandbox: Handle,
     /// Taken by the one subscriber.
     events: Mutex<Option<Events>>,
-    /// Whether this machine is the agent's own, to be configured.
-    own_machine: bool,
+    /// Switches CPUs. None: the machine is not the agent's own, and is left alone.
+    machine: Option<Worker>,
 }
 
 impl Server {
-    pub(crate) fn new(sandbox: Handle, events: Events, own_machine: bool) -> Self {
+    pub(crate) fn new(sandbox: Handle, events: Events, machine: Option<Worker>) -> Self {
         Self {
             sandbox,
             events: Mutex::new(Some(events)),
-            own_machine,
+            machine,
         }
     }
 
@@ -60,7 +62,7 @@ impl Server {
 #[async_trait]
 impl Agent for Server {
     async fn configure(&self, _: &TtrpcContext, request: ConfigureRequest) -> ttrpc::Result<Empty> {
-        if self.own_machine {
+        if self.machine.is_some() {
             machine::configure(&request)?;
         }
         Ok(Empty::default())
@@ -71,10 +73,14 @@ impl Agent for Server {
         _: &TtrpcContext,
         request: OnlineCpusRequest,
     ) -> ttrpc::Result<Empty> {
-        if self.own_machine {
+        if let Some(worker) = &self.machine {
             // A CPU that goes hands its tasks over first, which takes its time.
-            let switched = tokio::task::spawn_blocking(move || cpus::online(request.count)).await;
-            switched.map_err(|error| status(Code::INTERNAL, error))??;
+            let (done, switched) = oneshot::channel();
+            let turn = worker.turn().map_err(SandboxError::from)?;
+            turn.give(move || drop(done.send(cpus::online(request.count))));
+            switched
+                .await
+                .map_err(|error| status(Code::INTERNAL, error))??;
         }
         Ok(Empty::default())
     }

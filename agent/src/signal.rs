@@ -4,6 +4,9 @@ use rustix::io::Errno;
 
 use crate::syscall::checked;
 
+/// Ends any process but the first.
+pub(crate) const KILL: u32 = 9;
+
 /// The kernel's signals are 1 to this.
 const SIGNAL_MAX: i32 = 64;
 

@@ -5,11 +5,12 @@
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -41,13 +42,15 @@ pub(crate) struct Spawning {
     status: AsyncFd<OwnedFd>,
 }
 
-/// A process that waits for its program.
+/// The child's first stage, which makes the process.
+#[derive(Debug)]
+pub(crate) struct Maker(OwnedFd);
+
+/// A process that was made, and is being set up.
 #[derive(Debug)]
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
-    /// The master of its terminal.
-    pub(crate) terminal: Option<OwnedFd>,
 }
 
 /// Starts a child. `target` is the pidfd of the process whose namespaces it is to join.
@@ -55,11 +58,15 @@ pub(crate) fn spawn(
     plan: &Plan,
     stdio: ChildStdio,
     target: Option<&OwnedFd>,
-) -> Result<Spawning, SpawnError> {
+) -> Result<(Spawning, Maker), SpawnError> {
     start(plan, stdio, target).map_err(SpawnError::Start)
 }
 
-fn start(plan: &Plan, stdio: ChildStdio, target: Option<&OwnedFd>) -> io::Result<Spawning> {
+fn start(
+    plan: &Plan,
+    stdio: ChildStdio,
+    target: Option<&OwnedFd>,
+) -> io::Result<(Spawning, Maker)> {
     let mut memory = std::fs::File::from(memfd_create("plan", MemfdFlags::CLOEXEC)?);
     memory.write_all(&serde_json::to_vec(plan)?)?;
     memory.rewind()?;
@@ -76,8 +83,10 @@ fn start(plan: &Plan, stdio: ChildStdio, target: Option<&OwnedFd>) -> io::Result
         passed.push(rustix::io::dup(target)?);
     }
     let end = |end: Option<OwnedFd>| end.map_or_else(Stdio::null, Stdio::from);
+    // Watched before there is a child, which could not be told that its agent has failed.
+    let status = watch(ours, Interest::READABLE)?;
     // Not waited for here: the reaper waits for everybody.
-    Command::new(SELF)
+    let child = Command::new(SELF)
         .arg0("husk-agent")
         .arg(CHILD_ROLE)
         .args(passed.iter().map(|fd| fd.as_raw_fd().to_string()))
@@ -86,12 +95,38 @@ fn start(plan: &Plan, stdio: ChildStdio, target: Option<&OwnedFd>) -> io::Result
         .stdout(end(stdio.stdout))
         .stderr(end(stdio.stderr))
         .spawn()?;
-    Ok(Spawning {
-        status: watch(ours, Interest::READABLE)?,
-    })
+    let maker = Maker::of(&child);
+    // Without a name for it there is no way to end it later: it ends now.
+    if maker.is_err() {
+        let _ = rustix::process::kill_process(Pid::from_child(&child), Signal::KILL);
+    }
+    Ok((Spawning { status }, maker?))
+}
+
+impl Maker {
+    /// To be called before the child can be reaped.
+    fn of(child: &Child) -> io::Result<Self> {
+        let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        Ok(Self(pidfd))
+    }
+
+    /// Ends it. A process that it has made, and that it has not released yet, ends with it.
+    pub(crate) fn kill(&self) {
+        kill(&self.0);
+    }
+}
+
+fn kill(pidfd: &OwnedFd) {
+    // It may have ended by itself.
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
 }
 
 impl Spawned {
+    /// Ends the process.
+    pub(crate) fn kill(&self) {
+        kill(&self.pidfd);
+    }
+
     /// Whether the process has ended, reaped or not.
     pub(crate) fn has_ended(&self) -> bool {
         let mut poll = [PollFd::new(&self.pidfd, PollFlags::IN)];
@@ -103,24 +138,24 @@ impl Spawned {
 }
 
 impl Spawning {
-    /// Waits until only the program is missing.
-    pub(crate) async fn ready(&mut self) -> Result<Spawned, SpawnError> {
-        let mut process = None;
+    /// Waits until there is a process, which does not go on before it was reported.
+    pub(crate) async fn spawned(&mut self) -> Result<Spawned, SpawnError> {
+        match self.next().await? {
+            Some((Report::Spawned(pid), Some(pidfd))) => Ok(Spawned { pid, pidfd }),
+            Some((Report::Failed(failure), _)) => Err(SpawnError::Failed(failure)),
+            Some(_) | None => Err(SpawnError::Killed),
+        }
+    }
+
+    /// Waits until only the program is missing. With a terminal its master comes.
+    pub(crate) async fn ready(&mut self) -> Result<Option<OwnedFd>, SpawnError> {
         let mut terminal = None;
         loop {
             match self.next().await? {
-                Some((Report::Spawned(pid), pidfd)) => process = pidfd.map(|pidfd| (pid, pidfd)),
                 Some((Report::Terminal, master)) => terminal = master,
-                Some((Report::Ready, _)) => {
-                    let (pid, pidfd) = process.ok_or(SpawnError::Killed)?;
-                    return Ok(Spawned {
-                        pid,
-                        pidfd,
-                        terminal,
-                    });
-                }
+                Some((Report::Ready, _)) => return Ok(terminal),
                 Some((Report::Failed(failure), _)) => return Err(SpawnError::Failed(failure)),
-                None => return Err(SpawnError::Killed),
+                Some((Report::Spawned(_), _)) | None => return Err(SpawnError::Killed),
             }
         }
     }

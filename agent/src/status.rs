@@ -22,7 +22,9 @@ impl From<SandboxError> for ttrpc::Error {
             SandboxError::Id(_) | SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
             SandboxError::Limit(LimitError::Missing { .. }) => Code::INVALID_ARGUMENT,
             SandboxError::Limit(LimitError::Write { .. }) => Code::INTERNAL,
-            SandboxError::Gone | SandboxError::Busy(_) => Code::UNAVAILABLE,
+            SandboxError::Gone | SandboxError::Busy(_) | SandboxError::Worker(_) => {
+                Code::UNAVAILABLE
+            }
             SandboxError::Io { .. } | SandboxError::Spawn(_) => {
                 match error.failure().map(|failure| failure.kind) {
                     Some(FailureKind::NotFound) => Code::NOT_FOUND,

@@ -4,7 +4,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open as open_file};
+use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fstatfs, open as open_file};
+use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -16,8 +17,9 @@ use crate::report::{self, Report};
 
 /// Makes the pair, of the size and owner that the process asks for, and sends the master to the agent.
 pub(super) fn open(process: &Process, status: BorrowedFd<'_>) -> Result<OwnedFd, StepError> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let master = open_file("/dev/pts/ptmx", flags, Mode::empty())
+        .and_then(check_devpts)
         .doing(|| "cannot open /dev/pts/ptmx".to_owned())?;
     unlockpt(&master).doing(|| "cannot unlock the terminal".to_owned())?;
     let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -35,6 +37,16 @@ pub(super) fn open(process: &Process, status: BorrowedFd<'_>) -> Result<OwnedFd,
     report::send(status, &Report::Terminal, Some(master.as_fd()))
         .doing(|| "cannot send the terminal".to_owned())?;
     Ok(slave)
+}
+
+/// A container can put another file there, which would be no terminal of its own.
+fn check_devpts(master: OwnedFd) -> Result<OwnedFd, Errno> {
+    const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
+    let kind = u64::try_from(fstatfs(&master)?.f_type);
+    match kind {
+        Ok(DEVPTS_SUPER_MAGIC) => Ok(master),
+        _ => Err(Errno::NOTTY),
+    }
 }
 
 /// Puts the terminal at `/dev/console` too.

@@ -70,9 +70,13 @@ fn copy_file(
     name: &std::ffi::CStr,
     stat: &Stat,
 ) -> Result<(), Errno> {
-    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // Whoever shares the image may have put something else there meanwhile, whose opening would wait.
+    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mut source = File::from(openat(from, name, read, Mode::empty())?);
+    if FileType::from_raw_mode(rustix::fs::fstat(&source)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::AGAIN);
+    }
     let mut copy = File::from(openat(to, name, write, Mode::RUSR | Mode::WUSR)?);
     io::copy(&mut source, &mut copy)
         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;

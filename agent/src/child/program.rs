@@ -11,7 +11,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxSeccomp;
-use rustix::fs::{Access, AtFlags, CWD, Mode, accessat, stat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, fstat, open, stat};
 use rustix::io::Errno;
 
 use super::hooks::Prepared;
@@ -152,9 +152,10 @@ fn variable<'e>(env: &'e [String], name: &str) -> Option<&'e str> {
 fn home(process: &Process) -> String {
     let uid = process.uid.to_string();
     let mut table = String::new();
-    let read =
-        File::open("/etc/passwd").and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut table));
-    // A table that is missing or no text names nobody.
+    let read = regular_file("/etc/passwd")
+        .map_err(std::io::Error::from)
+        .and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut table));
+    // A table that is missing, no file or no text names nobody.
     let table = if read.is_ok() { table.as_str() } else { "" };
     let fields = table
         .lines()
@@ -165,6 +166,16 @@ fn home(process: &Process) -> String {
     home.filter(|home| home.starts_with('/'))
         .unwrap_or("/")
         .to_owned()
+}
+
+/// Opens a file of the image for reading. The image may have something else there, whose opening would wait for somebody.
+fn regular_file(path: &str) -> Result<File, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = open(path, flags, Mode::empty())?;
+    match FileType::from_raw_mode(fstat(&file)?.st_mode) {
+        FileType::RegularFile => Ok(file.into()),
+        _ => Err(Errno::INVAL),
+    }
 }
 
 /// The file to execute: the name itself where it has a slash, else the first match on the search path.
@@ -201,7 +212,7 @@ fn find(name: &str, search: &str) -> Result<PathBuf, Failure> {
 
 /// Whether this user may execute the file.
 fn executable(path: &Path) -> Result<(), Errno> {
-    if rustix::fs::FileType::from_raw_mode(stat(path)?.st_mode).is_dir() {
+    if FileType::from_raw_mode(stat(path)?.st_mode).is_dir() {
         return Err(Errno::ISDIR);
     }
     accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)

@@ -1,24 +1,20 @@
 //! What can be asked of processes that are there.
 
-use super::{Key, Sandbox, SandboxError, io, no_process, wrong_state};
+use super::{Key, Reply, Sandbox, SandboxError, answer, io, no_process, wrong_state};
 use crate::plan::WindowSize;
+use crate::process::State;
 use crate::signal;
-
-const SIGKILL: u32 = 9;
 
 impl Sandbox {
     pub(super) fn signal(&mut self, key: &Key, number: u32, all: bool) -> Result<(), SandboxError> {
         let container = self.open(&key.container)?;
         let member = container
             .members
-            .get(&key.exec)
+            .get_mut(&key.exec)
             .ok_or_else(|| no_process(key))?;
         if all {
-            if number == SIGKILL {
-                return container
-                    .cgroup
-                    .kill()
-                    .map_err(io("cannot kill the container"));
+            if number == signal::KILL {
+                return container.kill().map_err(io("cannot kill the container"));
             }
             for pid in container
                 .cgroup
@@ -30,8 +26,13 @@ impl Sandbox {
             }
             return Ok(());
         }
+        // What is no program yet does not know what other signals mean.
+        if member.process.state() == State::Creating && number == signal::KILL {
+            member.kill_unready();
+            return Ok(());
+        }
         match member.process.pid() {
-            Some(pid) if member.process.is_alive() => {
+            Some(pid) if member.process.is_alive() && member.process.state() != State::Creating => {
                 signal::send(pid, number).map_err(|errno| SandboxError::Io {
                     doing: "cannot send the signal",
                     source: errno.into(),
@@ -81,17 +82,36 @@ impl Sandbox {
             .collect())
     }
 
-    pub(super) fn delete_process(&mut self, key: &Key) -> Result<(), SandboxError> {
-        let container = self.open(&key.container)?;
-        let member = container
-            .members
-            .get(&key.exec)
-            .filter(|_| !key.exec.is_empty())
-            .ok_or_else(|| no_process(key))?;
-        if !member.process.is_deletable() {
-            return Err(wrong_state(key, member.process.state()));
+    pub(super) fn delete_process(&mut self, key: &Key, reply: Reply<()>) {
+        match self.begin_delete_process(key) {
+            Ok(None) => answer(reply, Ok(())),
+            Ok(Some(deleted)) => *deleted = Some(reply),
+            Err(error) => answer(reply, Err(error)),
         }
-        container.members.remove(&key.exec);
-        Ok(())
+    }
+
+    /// Removes it, or kills it first, when it is being made; then where to leave who waits for its end.
+    fn begin_delete_process(
+        &mut self,
+        key: &Key,
+    ) -> Result<Option<&mut Option<Reply<()>>>, SandboxError> {
+        let members = &mut self.open(&key.container)?.members;
+        let member = members.get(&key.exec).filter(|_| !key.exec.is_empty());
+        let state = member.ok_or_else(|| no_process(key))?.process.state();
+        match state {
+            State::Created | State::Stopped => {
+                members.remove(&key.exec);
+                Ok(None)
+            }
+            State::Creating => {
+                let member = members.get_mut(&key.exec).ok_or_else(|| no_process(key))?;
+                if member.deleted.is_some() {
+                    return Err(SandboxError::Busy("its deletion"));
+                }
+                member.kill_unready();
+                Ok(Some(&mut member.deleted))
+            }
+            state => Err(wrong_state(key, state)),
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! From a specification to a process that waits for its program, and from there to the program.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use agent_api::{StreamId, agent};
 
 use super::pause::check_thawed;
@@ -89,8 +92,9 @@ impl Sandbox {
             container.owner(&plan.process),
             streams,
         )?;
-        let spawning = spawn::spawn(plan, stdio, None)?;
+        let (spawning, maker) = spawn::spawn(plan, stdio, None)?;
         self.await_ready(key.clone(), spawning);
+        member.maker = Some(maker);
         container.members.insert(String::new(), member);
         Ok(())
     }
@@ -147,8 +151,15 @@ impl Sandbox {
     pub(super) fn await_ready(&self, key: Key, mut spawning: Spawning) {
         let tell = self.tell.clone();
         tokio::spawn(async move {
-            let result = spawning.ready().await;
-            // The sandbox is gone only when the machine goes down.
+            let result = match spawning.spawned().await {
+                Ok(spawned) => {
+                    let key = key.clone();
+                    // The sandbox is gone only when the machine goes down.
+                    let _ = tell.send(News::Spawned { key, spawned });
+                    spawning.ready().await
+                }
+                Err(error) => Err(error),
+            };
             let _ = tell.send(News::Ready {
                 key,
                 spawning,
@@ -169,18 +180,18 @@ impl Sandbox {
     pub(super) fn begin_start(&mut self, key: &Key) -> Result<(), SandboxError> {
         let container = self.open(&key.container)?;
         check_thawed(&key.container, container)?;
-        let (namespaces, cgroup) = (container.namespaces, container.cgroup.path().to_owned());
-        let init_is_there = container
-            .members
-            .get("")
-            .is_some_and(|init| init.process.is_alive());
+        let namespaces = container.namespaces;
+        let init = container.members.get("").map(|init| &init.process);
+        let init = init
+            .filter(|init| init.is_alive())
+            .and_then(|init| init.pid());
         let member = container
             .members
             .get_mut(&key.exec)
             .ok_or_else(|| no_process(key))?;
-        if member.process.state() != State::Created || !init_is_there {
+        let (State::Created, Some(init)) = (member.process.state(), init) else {
             return Err(wrong_state(key, member.process.state()));
-        }
+        };
         if let Some(spawning) = member.spawning.take() {
             self.go(key, spawning);
             return Ok(());
@@ -191,17 +202,19 @@ impl Sandbox {
             .ok_or_else(|| wrong_state(key, State::Stopped))?;
         member.process.set_state(State::Creating);
         let plan = Plan {
-            cgroup,
+            // A cgroup that the container has divided takes no processes itself.
+            cgroup: container.cgroup.current(init),
             entry: Entry::Join(namespaces),
             process: waiting.plan,
         };
         match spawn::spawn(&plan, waiting.stdio, container.pidfd.as_ref()) {
-            Ok(spawning) => {
+            Ok((spawning, maker)) => {
+                member.maker = Some(maker);
                 self.await_ready(key.clone(), spawning);
                 Ok(())
             }
             Err(error) => {
-                self.end_unborn(key, FailureKind::SetUp);
+                self.end_unborn(key, FailureKind::SetUp.status().into());
                 Err(error.into())
             }
         }
@@ -220,30 +233,62 @@ impl Sandbox {
 
     pub(super) fn take(&mut self, news: News) {
         match news {
+            News::Spawned { key, spawned } => self.spawned(&key, spawned),
             News::Ready {
                 key,
                 spawning,
                 result,
             } => match result {
-                // What has ended before it was named is reaped as a stranger.
-                Ok(spawned) if spawned.has_ended() => self.not_ready(&key, SpawnError::Killed),
-                Ok(spawned) => self.ready(&key, spawning, spawned),
+                Ok(terminal) => self.ready(&key, spawning, terminal),
                 Err(error) => self.not_ready(&key, error),
             },
             News::Begun { key, result } => self.begun(&key, result),
             News::Frozen { id, result, reply } => answer(reply, self.paused(&id, result)),
+            News::Emptied { id, result } => self.emptied(&id, result),
+            News::Late { id } => self.late(&id),
+        }
+        self.finish_endings();
+    }
+
+    /// There is a process: from now on it can be killed.
+    fn spawned(&mut self, key: &Key, spawned: Spawned) {
+        // One that has ended may have been reaped as a stranger, and its id be another's; that it is gone is told as the next thing.
+        if spawned.has_ended() {
+            return;
+        }
+        let ending = self
+            .containers
+            .get(&key.container)
+            .is_none_or(|container| container.ending.is_some());
+        let Some(member) = self.member(key) else {
+            return spawned.kill();
+        };
+        member.maker = None;
+        member.process.spawned(spawned.pid);
+        if member.killed || ending {
+            spawned.kill();
+        }
+        self.by_pid.insert(spawned.pid, key.clone());
+        if let Some(container) = self.containers.get_mut(&key.container)
+            && key.exec.is_empty()
+        {
+            container.pidfd = Some(spawned.pidfd);
         }
     }
 
-    /// The process is there and waits for its program.
-    pub(super) fn ready(&mut self, key: &Key, spawning: Spawning, spawned: Spawned) {
-        let pid = spawned.pid;
+    /// The process waits for its program.
+    fn ready(&mut self, key: &Key, spawning: Spawning, terminal: Option<OwnedFd>) {
         let Some(member) = self.member(key) else {
             return;
         };
+        let Some(pid) = member.process.pid().filter(|_| member.process.is_alive()) else {
+            return self.not_ready(key, SpawnError::Killed);
+        };
+        if member.killed {
+            return self.not_ready(key, SpawnError::Killed);
+        }
         let claim = member.terminal.take();
-        let terminal = spawned
-            .terminal
+        let terminal = terminal
             .map(|master| stdio::terminal(claim, master))
             .transpose();
         let terminal = terminal.unwrap_or_else(|error| {
@@ -252,47 +297,56 @@ impl Sandbox {
         });
         member
             .process
-            .spawned(pid, terminal.as_ref().map(std::sync::Arc::downgrade));
-        self.by_pid.insert(pid, key.clone());
+            .set_terminal(terminal.as_ref().map(Arc::downgrade));
         if !key.exec.is_empty() {
             return self.go(key, spawning);
         }
-        let Some(container) = self.containers.get_mut(&key.container) else {
-            return;
-        };
-        container.pidfd = Some(spawned.pidfd);
-        if let Some(member) = container.members.get_mut("") {
-            member.process.set_state(State::Created);
-            member.spawning = Some(spawning);
-            send(member.reply.take(), Ok(pid));
-        }
+        member.process.set_state(State::Created);
+        member.spawning = Some(spawning);
+        send(member.reply.take(), Ok(pid));
     }
 
+    /// There will be no program. That is told when the process, if there is one, has ended by itself.
     pub(super) fn not_ready(&mut self, key: &Key, error: SpawnError) {
-        let kind = if let SpawnError::Failed(failure) = &error {
-            failure.kind
-        } else {
-            FailureKind::SetUp
+        let Some(member) = self.member(key) else {
+            return;
         };
-        let reply = self.member(key).and_then(|member| {
-            member.process.set_state(State::Stopped);
-            member.reply.take()
-        });
+        if matches!(error, SpawnError::Killed) && member.process.is_alive() {
+            member.failed = Some(error);
+            return;
+        }
+        let kind = match &error {
+            SpawnError::Failed(failure) => failure.kind,
+            _ => FailureKind::SetUp,
+        };
+        let status = member.process.untold().unwrap_or(kind.status().into());
+        member.process.set_state(State::Stopped);
+        let (reply, pid) = (member.reply.take(), member.process.pid());
+        // Its end is told here. The id may be another's already.
+        if let Some(pid) = pid.filter(|pid| self.by_pid.get(pid) == Some(key)) {
+            self.by_pid.remove(&pid);
+        }
         if key.exec.is_empty() {
             self.end(&key.container, Then::Failed(reply, error.into()));
         } else {
-            if let Some(reply) = reply {
-                answer(reply, Err(error.into()));
-            }
-            self.end_unborn(key, kind);
+            send(reply, Err(error.into()));
+            self.end_unborn(key, status);
         }
     }
 
     /// An exec that never had a program ends as a shell would say.
-    pub(super) fn end_unborn(&mut self, key: &Key, kind: FailureKind) {
-        if let Some(member) = self.member(key) {
-            member.process.set_state(State::Stopped);
-            self.publish_exit(key, 0, kind.status().into());
+    fn end_unborn(&mut self, key: &Key, status: u32) {
+        let Some(member) = self.member(key) else {
+            return;
+        };
+        member.process.set_state(State::Stopped);
+        let deleted = member.deleted.take();
+        self.publish_exit(key, 0, status);
+        if let Some(deleted) = deleted
+            && let Some(container) = self.containers.get_mut(&key.container)
+        {
+            container.members.remove(&key.exec);
+            answer(deleted, Ok(()));
         }
     }
 

@@ -4,8 +4,8 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::pause::{check_thawed, thaw};
-use super::{Key, Reply, Sandbox, SandboxError, answer, send, wrong_state};
-use crate::container::{Ending, Then};
+use super::{Key, News, Reply, Sandbox, SandboxError, answer, send, wrong_state};
+use crate::container::{Ending, Then, Watch};
 use crate::log::warn;
 use crate::process::{Exited, State};
 use crate::reaper::{self, Exit};
@@ -42,8 +42,13 @@ impl Sandbox {
         let Some(member) = container.members.get_mut(&key.exec) else {
             return;
         };
-        if member.process.exited(status) == Exited::Publish {
+        let publish = member.process.exited(status) == Exited::Publish;
+        let failed = member.failed.take();
+        if publish {
             self.publish_exit(key, pid, status);
+        }
+        if let Some(error) = failed {
+            self.not_ready(key, error);
         }
     }
 
@@ -51,7 +56,7 @@ impl Sandbox {
         let deletable = self.open(id).and_then(|container| {
             check_thawed(id, container)?;
             match container.init_state() {
-                State::Created | State::Stopped => Ok(()),
+                State::Creating | State::Created | State::Stopped => Ok(()),
                 init => Err(wrong_state(&Key::init(id), init)),
             }
         });
@@ -66,12 +71,62 @@ impl Sandbox {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        if let Err(error) = container.cgroup.kill() {
-            warn!("{id}: cannot kill: {error}");
+        if container.ending.is_some() {
+            // Of a creation that failed because its container is being deleted: the deletion goes on.
+            return tell(then, None);
         }
         let deadline = Instant::now() + ENDING_MAX;
-        container.ending = Some(Ending { then, deadline });
+        self.kill_and_watch(id, then, deadline);
         self.finish_endings();
+    }
+
+    fn kill_and_watch(&mut self, id: &str, then: Then, deadline: Instant) {
+        let Some(container) = self.containers.get_mut(id) else {
+            return;
+        };
+        if let Err(error) = container.kill() {
+            warn!("{id}: cannot kill: {error}");
+        }
+        let (empty, late) = (container.cgroup.empty(), deadline);
+        let (id, tell) = (id.to_owned(), self.tell.clone());
+        let watch = tokio::spawn(async move {
+            let result = match empty {
+                Ok(empty) => tokio::time::timeout_at(late.into(), empty)
+                    .await
+                    .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+                Err(error) => Err(error),
+            };
+            let _ = tell.send(News::Emptied {
+                id: id.clone(),
+                result,
+            });
+            tokio::time::sleep_until(late.into()).await;
+            let _ = tell.send(News::Late { id });
+        });
+        container.ending = Some(Ending {
+            then,
+            deadline,
+            emptied: None,
+            _watch: Watch(watch.abort_handle()),
+        });
+    }
+
+    pub(super) fn emptied(&mut self, id: &str, result: io::Result<()>) {
+        if let Some(ending) = self.ending(id) {
+            ending.emptied = Some(result);
+        }
+    }
+
+    /// Whoever waits is told that it takes too long; the container stays, and its deletion can be asked for again.
+    pub(super) fn late(&mut self, id: &str) {
+        let container = self.containers.get_mut(id);
+        if let Some(ending) = container.and_then(|container| container.ending.take()) {
+            tell(ending.then, Some(io::ErrorKind::TimedOut.into()));
+        }
+    }
+
+    fn ending(&mut self, id: &str) -> Option<&mut Ending> {
+        self.containers.get_mut(id)?.ending.as_mut()
     }
 
     pub(super) fn finish_endings(&mut self) {
@@ -85,27 +140,38 @@ impl Sandbox {
         }
     }
 
-    pub(super) fn finish_ending(&mut self, id: &str) {
+    /// Removes the cgroup once nothing is in it and nothing is to be heard of its processes.
+    fn finish_ending(&mut self, id: &str) {
         let Some(container) = self.containers.get_mut(id) else {
             return;
         };
-        let Some(Ending { then, deadline }) = container.ending.take() else {
+        let is_pending = container.is_pending();
+        let Some(mut ending) = container.ending.take() else {
             return;
         };
-        let removed = if container.is_pending() {
-            Err(io::ErrorKind::ResourceBusy.into())
-        } else {
-            container.cgroup.remove()
+        let removed = match ending.emptied.take() {
+            Some(Ok(())) if !is_pending => container.cgroup.remove(),
+            Some(Err(error)) => Err(error),
+            not_yet => {
+                ending.emptied = not_yet;
+                container.ending = Some(ending);
+                return;
+            }
         };
-        let late = Instant::now() >= deadline;
         match removed {
             Ok(()) => {
                 self.containers.remove(id);
                 self.oom.remove(id);
-                tell(then, None);
+                tell(ending.then, None);
             }
-            Err(source) if late => tell(then, Some(source)),
-            Err(_) => container.ending = Some(Ending { then, deadline }),
+            // A process that was being made has come in after the kill.
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy
+                    && Instant::now() < ending.deadline =>
+            {
+                self.kill_and_watch(id, ending.then, ending.deadline);
+            }
+            Err(error) => tell(ending.then, Some(error)),
         }
     }
 }

@@ -12,9 +12,10 @@ mod resources;
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use agent_api::agent;
 use tokio::sync::{Semaphore, mpsc};
@@ -25,21 +26,24 @@ use crate::log::warn;
 use crate::oom::OomWatch;
 use crate::process::State;
 use crate::reaper::Reaper;
+use crate::reserve::Reserve;
 use crate::spawn::{SpawnError, Spawned, Spawning};
 use crate::streams::Streams;
+use crate::worker::Worker;
 
-/// How often a cgroup is looked at that is to become empty.
-const ENDING_TICK: Duration = Duration::from_millis(5);
 /// Names become directories.
 const ID_LEN_MAX: usize = 200;
 
 /// The result of a step that took time.
 #[derive(Debug)]
 enum News {
+    /// There is a process, which is being set up.
+    Spawned { key: Key, spawned: Spawned },
+    /// Only its program is missing; with the master of its terminal.
     Ready {
         key: Key,
         spawning: Spawning,
-        result: Result<Spawned, SpawnError>,
+        result: Result<Option<OwnedFd>, SpawnError>,
     },
     Begun {
         key: Key,
@@ -50,6 +54,10 @@ enum News {
         result: io::Result<()>,
         reply: Reply<()>,
     },
+    /// No process is in the cgroup of a container that ends.
+    Emptied { id: String, result: io::Result<()> },
+    /// It was waited for long enough.
+    Late { id: String },
 }
 
 /// What a sandbox works with.
@@ -57,7 +65,13 @@ enum News {
 pub(crate) struct Settings {
     /// The cgroup that containers are made in.
     pub(crate) cgroups: PathBuf,
+    /// What the machine keeps from them, where it is the agent's own.
+    pub(crate) reserve: Option<Reserve>,
     pub(crate) streams: Streams,
+    /// Writes limits.
+    pub(crate) writer: Worker,
+    /// Looks into processes.
+    pub(crate) looker: Worker,
 }
 
 /// Events in order. What the host asked for bounds them: one exit per process that it started, and memory events at a bounded rate.
@@ -100,10 +114,6 @@ impl Sandbox {
     /// Serves until it is asked to shut down; then every container's processes have been killed.
     pub(crate) async fn run(mut self, mut reaper: Reaper) {
         loop {
-            let ending = self
-                .containers
-                .values()
-                .any(|container| container.ending.is_some());
             tokio::select! {
                 request = self.requests.recv() => match request {
                     Some(Request::Shutdown) | None => break,
@@ -112,17 +122,19 @@ impl Sandbox {
                 Some(news) = self.news.recv() => self.take(news),
                 () = reaper.ended() => self.reap(),
                 Ok(container) = self.oom.changed() => self.tell_oom(&container, false),
-                () = tokio::time::sleep(ENDING_TICK), if ending => self.finish_endings(),
             }
         }
-        for container in self.containers.values() {
-            if let Err(error) = container.cgroup.kill() {
+        for container in self.containers.values_mut() {
+            if let Err(error) = container.kill() {
                 warn!("cannot kill a container: {error}");
             }
         }
     }
 
     fn serve(&mut self, request: Request) {
+        if let Some(reserve) = &mut self.settings.reserve {
+            reserve.renew(&self.settings.writer);
+        }
         match request {
             Request::CreateContainer {
                 id,
@@ -144,7 +156,7 @@ impl Sandbox {
             }
             Request::Start { key, reply } => self.start(&key, reply),
             Request::DeleteContainer { id, reply } => self.delete_container(&id, reply),
-            Request::DeleteProcess { key, reply } => answer(reply, self.delete_process(&key)),
+            Request::DeleteProcess { key, reply } => self.delete_process(&key, reply),
             Request::Signal {
                 key,
                 signal,

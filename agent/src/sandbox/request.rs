@@ -10,6 +10,7 @@ use crate::cgroup::LimitError;
 use crate::plan::{PlanError, WindowSize};
 use crate::report::Failure;
 use crate::spawn::SpawnError;
+use crate::worker::Busy;
 
 /// Requests that wait for the sandbox. More make the caller wait.
 const REQUESTS_MAX: usize = 64;
@@ -127,6 +128,8 @@ pub(crate) enum SandboxError {
     Limit(#[from] LimitError),
     #[error("{0} is under way already")]
     Busy(&'static str),
+    #[error(transparent)]
+    Worker(#[from] Busy),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("the sandbox is shutting down")]

@@ -1,7 +1,7 @@
 //! Limits, statistics and the list of processes.
 //!
-//! What may take time, because it waits for the kernel to take memory from processes or to look into them, is done by a thread beside
-//! this task; there is one such look at a time.
+//! What may take time, because it waits for the kernel to take memory from processes or to look into them, is done by workers beside this task;
+//! there is one such look at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,16 +18,15 @@ impl Sandbox {
             let limits = plan::update(resources, &container.cgroup.present())?;
             Ok((limits, container.cgroup.path().to_owned()))
         });
-        let (limits, path) = match planned {
+        let turn = self.settings.writer.turn().map_err(SandboxError::from);
+        let (turn, (limits, path)) = match turn.and_then(|turn| Ok((turn, planned?))) {
             Ok(planned) => planned,
             Err(error) => return answer(reply, Err(error)),
         };
         tell_ignored(id, &limits.ignored);
-        tokio::task::spawn_blocking(move || {
-            answer(
-                reply,
-                cgroup::write(&path, &limits).map_err(SandboxError::from),
-            );
+        turn.give(move || {
+            let written = cgroup::write(&path, &limits);
+            answer(reply, written.map_err(SandboxError::from));
         });
     }
 
@@ -40,19 +39,18 @@ impl Sandbox {
     }
 
     pub(super) fn processes(&mut self, id: &str, reply: Reply<Vec<ProcessInfo>>) {
-        let Ok(turn) = Arc::clone(&self.listing).try_acquire_owned() else {
+        let Ok(listing) = Arc::clone(&self.listing).try_acquire_owned() else {
             return answer(reply, Err(SandboxError::Busy("a list of processes")));
         };
         let pids = self.alive(id).map(drop).and_then(|()| self.pids(id));
-        match pids {
+        let turn = self.settings.looker.turn().map_err(SandboxError::from);
+        match turn.and_then(|turn| Ok((turn, pids?))) {
             Err(error) => answer(reply, Err(error)),
-            Ok(pids) => {
-                tokio::task::spawn_blocking(move || {
-                    let listed = processes::list(&pids);
-                    drop(turn);
-                    answer(reply, listed.map_err(io("cannot read the clocks")));
-                });
-            }
+            Ok((turn, pids)) => turn.give(move || {
+                let listed = processes::list(&pids);
+                drop(listing);
+                answer(reply, listed.map_err(io("cannot read the clocks")));
+            }),
         }
     }
 }
