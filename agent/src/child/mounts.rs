@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, fchmod, fstat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -33,7 +33,7 @@ pub(super) fn mount_all<'a>(
     for mount in &container.mounts {
         let doing = || format!("cannot mount {}", quoted(&mount.destination));
         let mut attributes = mount.attributes;
-        if mount.destination == Path::new("/dev") && attributes.set & Attributes::RDONLY != 0 {
+        if is_filled_later(mount) && attributes.set & Attributes::RDONLY != 0 {
             attributes.set &= !Attributes::RDONLY;
             late.push(mount);
         }
@@ -42,8 +42,12 @@ pub(super) fn mount_all<'a>(
             change(&place, mount, attributes).doing(doing)?;
             continue;
         }
+        let covered = covered_mode(root, mount).doing(doing)?;
         let tree = detached(mount, container, cgroup).doing(doing)?;
         let place = place(root, mount, &tree).doing(doing)?;
+        if let Some(mode) = covered {
+            fchmod(reopen_directory(&tree).doing(doing)?, mode).doing(doing)?;
+        }
         change(&tree, mount, attributes).doing(doing)?;
         if mount.copy_up {
             copy_up::copy(root, &mount.destination, &tree).doing(doing)?;
@@ -51,6 +55,34 @@ pub(super) fn mount_all<'a>(
         attach(&tree, &place).doing(doing)?;
     }
     Ok(Late(late))
+}
+
+/// Into which places of further mounts, or device nodes, are made.
+fn is_filled_later(mount: &Mount) -> bool {
+    mount.destination == Path::new("/dev") || tmpfs_options(mount).is_some()
+}
+
+/// The options of a new tmpfs.
+fn tmpfs_options(mount: &Mount) -> Option<&[(String, Option<String>)]> {
+    match &mount.kind {
+        MountKind::New {
+            fstype, options, ..
+        } if fstype == "tmpfs" => Some(options),
+        _ => None,
+    }
+}
+
+/// The mode that a tmpfs takes over from the directory that it covers, because it is given none.
+fn covered_mode(root: &Root, mount: &Mount) -> Result<Option<Mode>, Errno> {
+    let given = |(key, _): &(String, _)| key == "mode";
+    if tmpfs_options(mount).is_none_or(|options| options.iter().any(given)) {
+        return Ok(None);
+    }
+    match root.resolve(&mount.destination) {
+        Ok(covered) => Ok(Some(Mode::from_raw_mode(fstat(&covered)?.st_mode & 0o7777))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Gives a mount, and all below it, what the specification says; `attributes` are those of the mount itself.

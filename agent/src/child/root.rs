@@ -27,6 +27,8 @@ const PATH: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 /// As many links as the kernel follows.
 const LINKS_MAX: usize = 40;
+/// How often a path is looked up while others rename; one attempt is a few microseconds.
+const ATTEMPTS_MAX: usize = 1024;
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
 impl Root {
@@ -62,24 +64,23 @@ impl Root {
 
     /// What is at `path`.
     pub(super) fn resolve(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        openat2(
-            &self.0,
-            path,
-            PATH,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-        )
+        self.look_up(path, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
     }
 
     /// What is at `path`, with no symbolic link on the way.
     pub(super) fn resolve_plain(&self, path: &Path) -> Result<OwnedFd, Errno> {
-        openat2(
-            &self.0,
-            path,
-            PATH,
-            Mode::empty(),
-            ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS,
-        )
+        self.look_up(path, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+    }
+
+    /// With `..` in the path the kernel cannot tell whether it stays inside while something is renamed anywhere (openat2(2)).
+    fn look_up(&self, path: &Path, how: ResolveFlags) -> Result<OwnedFd, Errno> {
+        for _ in 0..ATTEMPTS_MAX {
+            match openat2(&self.0, path, PATH, Mode::empty(), how) {
+                Err(Errno::AGAIN) => {}
+                found => return found,
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     /// The directory at `path`, made with its parents where it is missing.

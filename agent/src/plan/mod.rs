@@ -129,10 +129,10 @@ pub(crate) fn container(
     let layout = namespace::read(linux)?;
     let (own, id_maps) = (layout.all(), layout.id_maps);
     let mounts = spec.mounts().iter().flatten();
-    let limits = match linux.resources() {
-        Some(resources) => limits::read(resources, &Present::default())?,
-        None => Limits::default(),
-    };
+    // Devices are denied whatever is said of resources.
+    let nothing = LinuxResources::default();
+    let resources = linux.resources().as_ref().unwrap_or(&nothing);
+    let limits = limits::read(resources, &Present::default())?;
     let container = Container {
         unshare: layout.unshare,
         join: layout.join,
