@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use harness::{Adopted, Bundle, Engine, Output, Remains, Runtime};
+use harness::{Adopted, Bundle, Engine, Output, Remains, Runtime, only_husk};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -123,9 +123,7 @@ fn mounts_on_a_volume_outlive_a_crash_and_delete() {
 
 #[test]
 fn mounts_on_a_volume_outlive_a_crash_and_a_collection() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     kept_by("rslave", |engine, process| {
         process.signal(Signal::KILL);
         assert_eq!(process.wait(), 137);
@@ -162,9 +160,7 @@ fn through(link: &Path, words: &[&str]) -> Output {
 
 #[test]
 fn what_others_mounted_in_a_state_directory_is_theirs() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     let engine = Engine::of(Bundle::busybox().shell(LOOP));
     let process = engine.make(&["run", "--detach"], &[]);
     process.signal(Signal::KILL);
@@ -236,9 +232,7 @@ fn in_cgroup(name: &str, shell: &str) -> Engine {
 #[test]
 fn a_cgroup_of_others_is_refused_and_nobody_in_it_is_killed() {
     // What runc makes of it depends on its version.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     let before = Remains::seen();
     let name = format!("{}-others", Runtime::new_id());
     let mut stranger = Stranger::new(&name);
@@ -264,9 +258,7 @@ fn a_cgroup_of_others_is_refused_and_nobody_in_it_is_killed() {
 #[test]
 fn a_cgroup_made_since_the_end_is_somebody_elses() {
     // runc's is there until its delete.
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     let name = format!("{}-since", Runtime::new_id());
     let engine = in_cgroup(&name, "exit 3");
     let process = engine.make(&["run", "--detach"], &[]);
@@ -280,9 +272,7 @@ fn a_cgroup_made_since_the_end_is_somebody_elses() {
 
 /// A crash, then its cgroup is replaced by somebody else's.
 fn replaced_after_a_crash(clean: impl FnOnce(&Engine)) {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     let name = format!("{}-crash", Runtime::new_id());
     let engine = in_cgroup(&name, LOOP);
     let process = engine.make(&["run", "--detach"], &[]);
@@ -315,9 +305,7 @@ fn a_cgroup_replaced_after_a_crash_outlives_a_collection() {
 
 #[test]
 fn two_roots_may_have_the_same_name() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("it is about what husk keeps on the host");
     let first = Engine::of(Bundle::busybox().shell(LOOP));
     let second = Engine::named(&first.id, Bundle::busybox().shell(LOOP));
     let before = Remains::seen();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn proc_of(pid: Pid) -> PathBuf {
@@ -28,9 +28,7 @@ fn running(runtime: &Runtime) -> (Background<'_>, PathBuf) {
 
 #[test]
 fn the_vmm_has_namespaces_of_its_own() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VMM");
     let runtime = Runtime::from_environment();
     let (container, vmm) = running(&runtime);
     for name in ["pid", "ipc", "uts", "mnt", "net"] {
@@ -44,9 +42,7 @@ fn the_vmm_has_namespaces_of_its_own() {
 
 #[test]
 fn every_thread_has_a_filter_and_no_more_capabilities_than_a_file_server() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VMM");
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP.
     const FILE_SERVER: u64 =
         1 << 0 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
@@ -69,9 +65,7 @@ fn every_thread_has_a_filter_and_no_more_capabilities_than_a_file_server() {
 
 #[test]
 fn root_looks_into_the_vmm_and_nobody_dumps_it() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VMM");
     const PATTERN: &str = "/proc/sys/kernel/core_pattern";
     let runtime = Runtime::from_environment();
     let (container, vmm) = running(&runtime);

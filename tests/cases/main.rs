@@ -21,6 +21,7 @@ mod exit_status;
 mod features;
 mod gc;
 mod hooks;
+mod hostile_container;
 mod hostile_guest;
 mod id_maps;
 mod jail;

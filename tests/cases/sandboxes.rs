@@ -7,7 +7,7 @@ use harness::{Bundle, Engine, Remains, Runtime, only_husk};
 use rustix::process::Signal;
 use serde_json::json;
 
-const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
+pub(crate) const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
 
 /// The kinds of namespaces that the containers of a pod may share, and the kernel's names of their files.
 const SHARED: [(&str, &str); 4] = [
@@ -18,7 +18,7 @@ const SHARED: [(&str, &str); 4] = [
 ];
 
 /// A sandbox of one container that runs.
-fn pod() -> Engine {
+pub(crate) fn pod() -> Engine {
     let pod = Engine::of(Bundle::busybox().shell(LOOP));
     let _ = pod.make(&["run", "--detach"], &[]);
     pod.await_output("up\n");
@@ -37,12 +37,12 @@ fn member_of(sandbox: &str, bundle: Bundle) -> Bundle {
 }
 
 /// A container that is to be in the sandbox of `pod`.
-fn member(pod: &Engine, bundle: Bundle) -> Engine {
+pub(crate) fn member(pod: &Engine, bundle: Bundle) -> Engine {
     Engine::beside(pod, member_of(&pod.id, bundle))
 }
 
 /// A bundle whose container shares all that can be shared with the sandbox's own container.
-fn companion_of(pod: &Engine, mut bundle: Bundle) -> Bundle {
+pub(crate) fn companion_of(pod: &Engine, mut bundle: Bundle) -> Bundle {
     let pid = pod.state()["pid"].clone();
     bundle.config["hostname"] = json!("");
     for (kind, file) in SHARED {

@@ -2,16 +2,14 @@
 
 use std::fs;
 
-use harness::{Bundle, Runtime};
+use harness::{Bundle, Runtime, only_husk};
 
 /// Where the share is mounted a second time, by who may.
 const SEEN: &str = "mkdir -p /seen && mount -t virtiofs husk /seen && cd /seen";
 
 #[test]
 fn a_privileged_container_changes_nothing_above_its_files() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let runtime = Runtime::from_environment();
     let script = format!(
         "{SEEN} || exit 9; id=$(ls); \

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use harness::{Bundle, Engine, Runtime};
+use harness::{Bundle, Engine, Runtime, only_husk};
 use serde_json::json;
 
 const LOOP: &str = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
@@ -61,9 +61,7 @@ fn pid_of(engine: &Engine, role: &str) -> i32 {
 
 #[test]
 fn the_vmms_mounts_have_bounds_and_neither_devices_nor_set_user_ids() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let mounts = Mounts::new();
     let bundle = Bundle::busybox().shell(LOOP).bind(
         Path::new(&mounts.path("")),
@@ -90,9 +88,7 @@ fn the_vmms_mounts_have_bounds_and_neither_devices_nor_set_user_ids() {
 
 #[test]
 fn a_vms_memory_on_the_host_has_a_limit() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let bundle = Bundle::busybox()
         .shell(LOOP)
         .with("/annotations", json!({"io.husk.max-memory": "1024"}));
@@ -140,9 +136,7 @@ fn devices_and_set_user_ids_of_an_image_act_in_the_guest() {
 
 #[test]
 fn files_of_the_hosts_kernel_are_refused_by_what_they_are() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let mounts = Mounts::new();
     mounts.add("elsewhere", "proc");
     mounts.add("nodes", "devtmpfs");
@@ -162,9 +156,7 @@ fn files_of_the_hosts_kernel_are_refused_by_what_they_are() {
 
 #[test]
 fn files_of_the_hosts_kernel_are_left_out_of_a_folder_and_stay_on_the_host() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let mounts = Mounts::new();
     fs::write(mounts.path("inner/file"), "inner").unwrap();
     mounts.add("inner/elsewhere", "proc");
@@ -228,9 +220,7 @@ impl Drop for Network {
 
 #[test]
 fn the_supervisor_stays_in_the_hosts_network() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no share");
     let network = Network::new();
     let seen = tempfile::NamedTempFile::new().unwrap();
     let script = format!("readlink /proc/self/ns/net >{}", seen.path().display());

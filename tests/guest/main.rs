@@ -1,23 +1,32 @@
-//! What runs inside a container to ask of its file system what a shell cannot: `probe CHECK...` works in `/work/CHECK`, and prints of
-//! each check that it holds, or says what does not. As the first process of a guest it says so and sleeps for ever, as an agent that
-//! never answers.
+//! What runs inside a container to do what a shell cannot: `probe CHECK...` asks something of the file system in `/work/CHECK`, or
+//! tries something against agent and neighbours, and prints of each that it holds, or says what does not. As the first process of
+//! a guest it says so and sleeps for ever, as an agent that never answers.
 
+mod attacks;
 mod checks;
 /// Files in memory.
 #[expect(unsafe_code, reason = "mmap has no safe face")]
 mod mapping;
+#[expect(unsafe_code, reason = "ports and sockets that have no safe face")]
+mod raw;
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 
 fn main() -> ExitCode {
-    if std::env::args().len() < 2 {
-        return sleep_for_ever();
+    let names: Vec<String> = std::env::args().skip(1).collect();
+    match names.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => return sleep_for_ever(),
+        ["switch-off"] => {
+            attacks::switch_off();
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let mut status = ExitCode::SUCCESS;
-    for name in std::env::args().skip(1) {
-        match holds(&name) {
+    for name in &names {
+        match holds(name) {
             Ok(()) => println!("{name} holds"),
             Err(error) => {
                 eprintln!("probe: {name}: {error:#}");
@@ -29,6 +38,9 @@ fn main() -> ExitCode {
 }
 
 fn holds(name: &str) -> anyhow::Result<()> {
+    if let Some((_, attack)) = attacks::ALL.iter().find(|attack| attack.0 == name) {
+        return attack();
+    }
     let check = checks::ALL.iter().find(|check| check.0 == name);
     let (_, check) = check.context("there is no such check")?;
     let folder = std::path::Path::new("/work").join(name);

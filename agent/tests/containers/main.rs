@@ -6,6 +6,7 @@
 
 mod agent;
 mod control;
+mod hostile;
 mod lifecycle;
 mod options;
 mod setup;

@@ -1,5 +1,7 @@
 //! What a container's specification says is what its processes find.
 
+use std::os::unix::fs::PermissionsExt;
+
 use agent_api::agent::event;
 use serde_json::{Value, json};
 
@@ -356,4 +358,32 @@ async fn nothing_of_the_agent_is_left_open_in_the_program() {
         "0\n1\n2\n3\n",
         "3 is the directory that ls reads"
     );
+}
+
+#[tokio::test]
+async fn a_tmpfs_has_the_mode_of_the_directory_that_it_covers_unless_it_is_given_one() {
+    let mut agent = Agent::start().await;
+    let covered = agent.path("rootfs/home/user");
+    std::fs::set_permissions(&covered, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    let mut spec = agent.spec(&["stat", "-c", "%a", "/home/user", "/given", "/missing"]);
+    std::fs::create_dir(agent.path("rootfs/given")).unwrap();
+    let tmpfs = |at: &str, options: &[&str]| json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
+    spec["mounts"].as_array_mut().unwrap().extend([
+        tmpfs("/home/user", &[]),
+        tmpfs("/given", &["mode=711"]),
+        tmpfs("/missing", &[]),
+    ]);
+    assert_eq!(agent.run(&spec).await.stdout, "2750\n711\n1777\n");
+}
+
+#[tokio::test]
+async fn a_read_only_tmpfs_has_room_for_mounts_below_it() {
+    let mut agent = Agent::start().await;
+    let mut spec = agent.spec(&sh(
+        "touch /top/below/x && echo written; touch /top/x 2>/dev/null || echo refused",
+    ));
+    let tmpfs = |at: &str, options: &[&str]| json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.extend([tmpfs("/top", &["ro"]), tmpfs("/top/below", &[])]);
+    assert_eq!(agent.run(&spec).await.stdout, "written\nrefused\n");
 }
