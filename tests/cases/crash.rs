@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Child;
 
-use harness::{Adopted, Bundle, Engine, Remains, Runtime};
+use harness::{Adopted, Bundle, Engine, Remains, Runtime, only_husk, wait};
 use rustix::process::{Signal, kill_process};
 
 fn engine() -> Engine {
@@ -59,9 +59,7 @@ fn a_supervisor_killed_while_running_and_another_run_at_once() {
 
 #[test]
 fn a_vm_killed_before_the_start() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let before = Remains::seen();
     let engine = engine();
     let process = engine.make(&["create"], &[]);
@@ -71,9 +69,7 @@ fn a_vm_killed_before_the_start() {
 
 #[test]
 fn a_vm_killed_while_running() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let (before, engine, process) = running();
     let exec = engine.exec(&[], &["sleep", "1000"]);
     signal_vm(&engine, Signal::KILL);
@@ -83,9 +79,7 @@ fn a_vm_killed_while_running() {
 
 #[test]
 fn a_vm_that_hangs_is_ended_by_a_kill() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let (before, engine, process) = running();
     signal_vm(&engine, Signal::STOP);
     let words = ["kill", &engine.id, "KILL"];
@@ -95,9 +89,7 @@ fn a_vm_that_hangs_is_ended_by_a_kill() {
 
 #[test]
 fn a_vm_that_hangs_is_deleted_by_force() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let (before, engine, process) = running();
     signal_vm(&engine, Signal::STOP);
     engine.call(&["delete", "--force"]).assert_status(0);
@@ -113,9 +105,7 @@ fn creating(so_far: impl Fn(&Path) -> bool) -> (Remains, Engine, Child) {
     let words = ["create", "--bundle", bundle, &engine.id];
     let create = engine.command(&words).spawn().unwrap();
     let state = engine.runtime.root().join(&engine.id);
-    while !so_far(&state) {
-        std::thread::yield_now();
-    }
+    wait::until("it comes so far", || so_far(&state));
     (before, engine, create)
 }
 
@@ -135,9 +125,7 @@ fn a_create_killed_at_work() {
 
 #[test]
 fn a_supervisor_killed_during_a_create() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no supervisor");
     let (before, engine, mut create) = creating(has_vm);
     let supervisor = engine.runtime.process(&engine.id, "supervisor");
     kill_process(supervisor, Signal::KILL).unwrap();
@@ -151,9 +139,7 @@ fn a_supervisor_killed_during_a_create() {
 
 #[test]
 fn a_vm_killed_during_a_create() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let (before, engine, mut create) = creating(has_vm);
     signal_vm(&engine, Signal::KILL);
     assert_eq!(create.wait().unwrap().code(), Some(1));
@@ -178,9 +164,7 @@ fn a_start_killed_at_work() {
 
 /// Has the container deleted while one of its processes is killed, and then again.
 fn deleted_meanwhile(role: &str) {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no VM");
     let (before, engine, process) = running();
     let victim = engine.runtime.process(&engine.id, role);
     let words = ["delete", "--force", &engine.id];
@@ -205,9 +189,7 @@ fn a_vm_killed_during_a_delete() {
 
 #[test]
 fn a_killed_exec_takes_its_process_along() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("a process of runc's outlives its exec");
     let engine = engine();
     let _process = engine.make(&["run", "--detach"], &[]);
     let exec = engine.exec(&[], &["sleep", "2000"]);
@@ -218,7 +200,7 @@ fn a_killed_exec_takes_its_process_along() {
         &engine.id,
         "sh",
         "-c",
-        "while ps | grep '[s]leep 2000'; do :; done",
+        "while ps | grep '[s]leep 2000'; do sleep 0.1; done",
     ];
     engine.runtime.call(&words).assert_status(0);
 }

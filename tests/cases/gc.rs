@@ -1,13 +1,11 @@
 //! What a crashed supervisor left behind is removed, and nothing else.
 
-use harness::{Background, Bundle, Runtime};
+use harness::{Background, Bundle, Runtime, only_husk};
 use rustix::process::{Signal, kill_process};
 
 #[test]
 fn the_dead_are_removed_and_the_living_left_alone() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no such verb");
     let runtime = Runtime::from_environment();
     let bundle = Bundle::busybox().args(&["sleep", "1000"]);
     let dead = Background::started(&runtime, bundle);

@@ -300,7 +300,8 @@ fn sparse() -> Result<()> {
 }
 
 fn many() -> Result<()> {
-    for number in 0..10_000 {
+    // The host has made the others.
+    for number in 9_800..10_000 {
         File::create(format!("file-{number}"))?;
     }
     let mut seen = vec![false; 10_000];
