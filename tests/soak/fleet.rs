@@ -122,14 +122,11 @@ impl<'g> Fleet<'g> {
         let Some(fault) = fault else {
             let ended = self.ground.call(&words);
             println!("  {which} {verb:?}: {}", ended.status);
-            let allowed = verb.is_allowed(container.status.as_deref());
+            let was = container.status.as_deref();
             // An agent that stands still is waited for, and not obeyed.
             if !container.faulty {
-                assert_eq!(
-                    ended.status == 0,
-                    allowed,
-                    "{verb:?} of {container:?}: {ended:?}"
-                );
+                let allowed = verb.is_allowed(was);
+                assert_eq!(ended.status == 0, allowed, "{verb:?}, {was:?}: {ended:?}");
             }
             return self.look();
         };
@@ -154,7 +151,11 @@ impl<'g> Fleet<'g> {
         for container in &mut self.containers {
             container.status = self.ground.status(&container.id);
             if let Some(status) = &container.status {
-                assert!(STATUSES.contains(&status.as_str()), "{container:?}");
+                assert!(
+                    STATUSES.contains(&status.as_str()),
+                    "{}: {status}",
+                    container.id
+                );
             }
         }
     }
@@ -168,7 +169,7 @@ impl<'g> Fleet<'g> {
             let words = ["delete", "--force", &container.id];
             self.ground.call(&words).assert_done();
             container.status = self.ground.status(&container.id);
-            assert_eq!(container.status, None, "{container:?}");
+            assert_eq!(container.status, None, "{} is left", container.id);
         }
     }
 }
@@ -191,7 +192,7 @@ impl Container {
         let allowed = all.iter().copied().filter(|verb| verb.is_allowed(status));
         let mut allowed: Vec<_> = allowed.collect();
         // There is more to be seen of those that live.
-        if matches!(status, Some("created" | "running")) && chance.percent(70) {
+        if matches!(status, None | Some("created" | "running")) && chance.percent(80) {
             allowed.retain(|verb| !matches!(verb, Verb::Kill | Verb::Delete | Verb::DeleteForce));
         }
         if chance.percent(10) || allowed.is_empty() {
@@ -221,9 +222,8 @@ impl Verb {
         match self {
             Self::Create => status.is_none(),
             Self::Start => status == Some("created"),
-            Self::Exec | Self::Update | Self::Pause => {
-                matches!(status, Some("created" | "running"))
-            }
+            Self::Exec => status == Some("running"),
+            Self::Update | Self::Pause => matches!(status, Some("created" | "running")),
             Self::Resume => status == Some("paused"),
             Self::Kill => matches!(status, Some("created" | "running" | "paused")),
             Self::Delete => matches!(status, Some("created" | "stopped")),
