@@ -1,8 +1,10 @@
-//! Compiles `seccomp/x86_64.json` into one BPF program per thread, so that starting a VMM parses nothing.
+//! Compiles `seccomp/x86_64.json` into one BPF program per thread, so that starting a VMM parses
+//! nothing.
 //!
-//! The file lists for each thread the calls it may make, and with which arguments. The thread `devices` gets those of all workers besides its own,
-//! since it makes them. A call with an `answer` is not made: it fails with that error, where the C library then does without. Any other is a
-//! `SIGSYS`.
+//! The file lists for each thread the calls it may make, and with which arguments. The thread
+//! `devices` gets those of all workers besides its own, since it makes them. A call with an
+//! `answer` is not made: it fails with that error, where the C library then does without. Any other
+//! is a `SIGSYS`.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -71,7 +73,8 @@ fn filter(rules: Vec<Value>) -> Value {
     json!({ "mismatch_action": "trap", "match_action": "allow", "filter": rules })
 }
 
-/// The steps that answer one call, to stand before a program: load its number, and return the error if it is that.
+/// The steps that answer one call, to stand before a program: load its number, and return the error
+/// if it is that.
 fn answer(rule: &Value) -> Result<BpfProgram, Box<dyn Error>> {
     const LOAD_WORD: u16 = 0x20;
     const JUMP_IF_EQUAL: u16 = 0x15;

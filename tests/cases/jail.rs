@@ -1,4 +1,5 @@
-//! The jail of a VMM, looked at from the host while it runs a guest. What happens inside of it when it is attacked is in `vmm/tests/jail`.
+//! The jail of a VMM, looked at from the host while it runs a guest. What happens inside of it when
+//! it is attacked is in `vmm/tests/jail`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

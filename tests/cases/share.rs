@@ -1,4 +1,5 @@
-//! The share between guest and host: a container that gets hold of it changes its own files, and nothing above them.
+//! The share between guest and host: a container that gets hold of it changes its own files, and
+//! nothing above them.
 
 use std::fs;
 

@@ -1,9 +1,10 @@
 //! The control socket, and the one thread that owns the [`Machine`].
 //!
-//! It waits for a command, for the end of the machine, for streams the guest opens, and for a pause to come to its end. Every other command is
-//! answered at once. Nothing here waits for the guest, for a device, for a file system of the host, or for a supervisor that does not read:
-//! so the order to stop, and the machine's end, are always heard. The socket's end of file ends the machine: a supervisor that dies takes its
-//! VM with it.
+//! It waits for a command, for the end of the machine, for streams the guest opens, and for a pause
+//! to come to its end. Every other command is answered at once. Nothing here waits for the guest,
+//! for a device, for a file system of the host, or for a supervisor that does not read: so the
+//! order to stop, and the machine's end, are always heard. The socket's end of file ends the
+//! machine: a supervisor that dies takes its VM with it.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
@@ -60,7 +61,8 @@ pub enum ControlError {
     Vcpu(VcpuError),
 }
 
-/// Streams of the guest's that are handed over before commands and the machine's end are looked at again.
+/// Streams of the guest's that are handed over before commands and the machine's end are looked at
+/// again.
 const ACCEPTED_TURN_MAX: usize = 8;
 
 /// What control needs of the machine that it owns. None of it waits for the guest, or for a device.
@@ -80,8 +82,9 @@ trait Owned {
     fn ending(&self) -> &Ending;
 }
 
-/// Runs the machine until it ends; returns how it ended. Its threads go on until the process exits, which is next: one of them may be
-/// in a call that a file system of the host does not return from, and none holds what would be lost.
+/// Runs the machine until it ends; returns how it ended. Its threads go on until the process exits,
+/// which is next: one of them may be in a call that a file system of the host does not return from,
+/// and none holds what would be lost.
 pub fn serve(socket: OwnedFd, machine: Machine) -> Result<StopReason, ControlError> {
     machine
         .confine()
@@ -101,7 +104,8 @@ pub fn serve(socket: OwnedFd, machine: Machine) -> Result<StopReason, ControlErr
 struct Control<M> {
     socket: OwnedFd,
     machine: M,
-    /// What the supervisor does not take now. While there is something nothing is done that would add to it, so it holds what one turn says.
+    /// What the supervisor does not take now. While there is something nothing is done that would
+    /// add to it, so it holds what one turn says.
     outbox: VecDeque<(Vec<u8>, Option<OwnedFd>)>,
     /// The request to pause that has no reply yet.
     pausing: Option<u64>,

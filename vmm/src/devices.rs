@@ -164,8 +164,8 @@ impl Devices {
         irq.configuration().map_err(ResizeError::Tell)
     }
 
-    /// Begins to stop them all; `done` is told once they are, and their state is kept. No vCPU may run. A device whose thread is in a call of the
-    /// host's is stopped when that returns.
+    /// Begins to stop them all; `done` is told once they are, and their state is kept. No vCPU may
+    /// run. A device whose thread is in a call of the host's is stopped when that returns.
     pub fn begin_pause(&self, done: impl FnOnce() + Send + 'static) {
         let transports: Vec<_> = self.slots.iter().flatten().cloned().collect();
         self.starter.post(move || {

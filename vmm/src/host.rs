@@ -37,7 +37,8 @@ pub struct Host {
     pub kernel: File,
     /// The initrd.
     pub initrd: File,
-    /// `/proc/self/fd`, through which the file server reopens its own descriptors, and nothing else of `/proc`.
+    /// `/proc/self/fd`, through which the file server reopens its own descriptors, and nothing else
+    /// of `/proc`.
     pub proc_self_fd: OwnedFd,
 }
 
@@ -64,8 +65,8 @@ fn open(path: PathBuf) -> Result<File, HostError> {
     File::open(&path).map_err(|source| HostError::Open { path, source })
 }
 
-/// This process's directory of descriptors, as a mount of its own that is attached nowhere: it is its own parent, so that no `..` leads from
-/// it to the rest of `/proc`.
+/// This process's directory of descriptors, as a mount of its own that is attached nowhere: it is
+/// its own parent, so that no `..` leads from it to the rest of `/proc`.
 pub fn own_descriptors() -> Result<OwnedFd, HostError> {
     const PATH: &str = "/proc/self/fd";
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

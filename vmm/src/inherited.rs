@@ -5,11 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 
-/// Takes over a descriptor that was open when the process began, and keeps it from being inherited any further. The standard three are nobody's.
+/// Takes over a descriptor that was open when the process began, and keeps it from being inherited
+/// any further. The standard three are nobody's.
 ///
 /// # Errors
-/// `EBADF` for a number that is not open, and for one that was opened or taken since: what outlives an `execve` is not marked to be closed
-/// by one, and everything that this program opens is, as are those that were taken.
+/// `EBADF` for a number that is not open, and for one that was opened or taken since: what outlives
+/// an `execve` is not marked to be closed by one, and everything that this program opens is, as are
+/// those that were taken.
 pub fn take(number: RawFd) -> io::Result<OwnedFd> {
     let not_passed = || io::Error::from(Errno::BADF);
     if number <= libc::STDERR_FILENO {

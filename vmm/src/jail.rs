@@ -1,14 +1,17 @@
 //! The jail: what is left to a VMM that a guest has taken over.
 //!
-//! - A mount namespace whose root is the shared directory, or an empty directory. The share's own file system is read-only in it; what is mounted
-//!   below has neither devices nor set-id programs. Mounts are slaves: what the supervisor mounts below the shared directory later appears,
+//! - A mount namespace whose root is the shared directory, or an empty directory. The share's own
+//!   file system is read-only in it; what is mounted below has neither devices nor set-id programs.
+//!   Mounts are slaves: what the supervisor mounts below the shared directory later appears,
 //!   nothing goes back.
-//! - A PID namespace whose only process it is, so that no other can be named. A process enters one by being made in it: that is up to
-//!   whoever starts the VMM, and checked here.
-//! - IPC and UTS namespaces of its own; a network namespace without interfaces, unless the supervisor has chosen one.
-//! - The capabilities that a file server needs to act for the users of the guest; none without a share. No program is gained by `execve`.
-//! - No core dumps: they would hold the guest's memory. As many descriptors as the host lets a process have: each file the guest holds open
-//!   takes one.
+//! - A PID namespace whose only process it is, so that no other can be named. A process enters one
+//!   by being made in it: that is up to whoever starts the VMM, and checked here.
+//! - IPC and UTS namespaces of its own; a network namespace without interfaces, unless the
+//!   supervisor has chosen one.
+//! - The capabilities that a file server needs to act for the users of the guest; none without a
+//!   share. No program is gained by `execve`.
+//! - No core dumps: they would hold the guest's memory. As many descriptors as the host lets a
+//!   process have: each file the guest holds open takes one.
 //!
 //! Entered while there is one thread, since namespaces and capabilities belong to threads.
 
@@ -44,8 +47,8 @@ const FILE_SERVER: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID);
 
-/// No core file is as small as this. And a program to which the host pipes core dumps gets none at this limit alone; at 0 it gets all of the
-/// memory (Linux, `do_coredump`).
+/// No core file is as small as this. And a program to which the host pipes core dumps gets none at
+/// this limit alone; at 0 it gets all of the memory (Linux, `do_coredump`).
 const NO_CORE: u64 = 1;
 
 /// Why the jail could not be entered.
@@ -138,8 +141,9 @@ fn change_root(root: Option<&Path>) -> Result<(), JailError> {
     chdir("/").map_err(step("enter the root"))
 }
 
-/// Makes the share's own file system, which is the supervisor's, read-only; and everything below it without devices and set-id programs, which
-/// are the guest's kernel's to interpret. Mounts that come later have the flags that the supervisor gives them.
+/// Makes the share's own file system, which is the supervisor's, read-only; and everything below it
+/// without devices and set-id programs, which are the guest's kernel's to interpret. Mounts that
+/// come later have the flags that the supervisor gives them.
 fn restrict_mounts(root: &Path) -> io::Result<()> {
     let everywhere = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     set_mount_attributes(root, everywhere, libc::AT_RECURSIVE)?;
@@ -154,7 +158,8 @@ fn set_mount_attributes(path: &Path, attributes: u64, flags: libc::c_int) -> io:
         propagation: 0,
         userns_fd: 0,
     };
-    // SAFETY: the path is a string with an end, `change` a mount_attr of the size given; the kernel reads both and keeps neither.
+    // SAFETY: the path is a string with an end, `change` a mount_attr of the size given; the kernel
+    // reads both and keeps neither.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -32,8 +32,9 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::AdjustClock, "an adjustable clock"),
 ];
 
-/// What is taken from guests where KVM and the processor can: performance counters, by which one guest listens to others, and locks of the
-/// whole memory bus without the VMM's knowing ([`crate::vcpu`] slows them down). Capability, mode, what that is for people.
+/// What is taken from guests where KVM and the processor can: performance counters, by which one
+/// guest listens to others, and locks of the whole memory bus without the VMM's knowing
+/// ([`crate::vcpu`] slows them down). Capability, mode, what that is for people.
 const RESTRICTIONS: &[(u32, u32, &str)] = &[
     (
         KVM_CAP_PMU_CAPABILITY,
@@ -231,8 +232,8 @@ impl Vm {
             memory_size,
             userspace_addr,
         };
-        // SAFETY: both callers have the part from `Leaked` memory: it is as long as it says, lives as long as the process, and is only accessed as
-        // guest memory.
+        // SAFETY: both callers have the part from `Leaked` memory: it is as long as it says, lives
+        // as long as the process, and is only accessed as guest memory.
         unsafe { self.vm.set_user_memory_region(region) }.map_err(call("give the vm memory"))
     }
 

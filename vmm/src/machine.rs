@@ -4,8 +4,10 @@
 //!   Plan, Host ── build ──► paused ◄── pause ── resume ──► running ──► ended (see `ending`)
 //! ```
 //!
-//! Only the control thread holds a `Machine`, and is never held up by it: a pause is begun, and goes on when [`Machine::progress`] says so. It stops vCPUs
-//! first, so that nothing kicks a device that is stopping; resume is the reverse. A paused machine is plain state: registers KVM can be asked for, queue positions, guest memory.
+//! Only the control thread holds a `Machine`, and is never held up by it: a pause is begun, and
+//! goes on when [`Machine::progress`] says so. It stops vCPUs first, so that nothing kicks a device
+//! that is stopping; resume is the reverse. A paused machine is plain state: registers KVM can be
+//! asked for, queue positions, guest memory.
 
 use std::io;
 use std::ops::Range;
@@ -202,7 +204,8 @@ impl Machine {
                 };
                 self.devices.begin_pause(move || {
                     stopped.store(true, Ordering::SeqCst);
-                    // An eventfd of ours that cannot be written would be a bug of the host's; the order to stop is still heard.
+                    // An eventfd of ours that cannot be written would be a bug of the host's; the
+                    // order to stop is still heard.
                     let _signalled = progress.signal();
                 });
             }

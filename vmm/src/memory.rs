@@ -57,7 +57,8 @@ pub enum MemoryError {
     Read(#[source] io::Error),
 }
 
-/// Guest memory that stays mapped until the process ends, also when this is dropped: what KVM and the kernel are told of by address.
+/// Guest memory that stays mapped until the process ends, also when this is dropped: what KVM and
+/// the kernel are told of by address.
 #[derive(Clone, Debug)]
 pub struct Leaked(Arc<GuestMemory>);
 
@@ -210,7 +211,8 @@ fn map_aligned(bytes: u64, protection: ProtFlags) -> Result<MmapRegion<()>, Memo
     }
     // SAFETY: so are those above the `size` bytes from `base` on; there is at least a page of them, as `head < align`.
     unsafe { munmap(base.wrapping_add(size).cast(), align - head) }.map_err(error)?;
-    // SAFETY: advice on pages nobody has used yet changes no contents; this one keeps them out of core dumps.
+    // SAFETY: advice on pages nobody has used yet changes no contents; this one keeps them out of
+    // core dumps.
     unsafe { madvise(base.cast(), size, Advice::LinuxDontDump) }.map_err(error)?;
     // SAFETY: advice on pages nobody has used yet changes no contents. A host without huge pages refuses it, and small ones do.
     let _huge = unsafe { madvise(base.cast(), size, Advice::LinuxHugepage) };

@@ -1,6 +1,8 @@
-//! System call filters, one per kind of thread: what is not listed in `seccomp/x86_64.json` ends the process ([`violation`]).
+//! System call filters, one per kind of thread: what is not listed in `seccomp/x86_64.json` ends
+//! the process ([`violation`]).
 //!
-//! The programs are compiled when the VMM is built. A filter stays with its thread for good and with all threads it makes; threads only narrow it.
+//! The programs are compiled when the VMM is built. A filter stays with its thread for good and
+//! with all threads it makes; threads only narrow it.
 
 use std::io;
 

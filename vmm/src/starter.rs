@@ -42,7 +42,8 @@ impl Starter {
         Ok(Self { jobs })
     }
 
-    /// Runs `job` on the thread when those before it are done, and does not wait. The job tells of its end itself.
+    /// Runs `job` on the thread when those before it are done, and does not wait. The job tells of
+    /// its end itself.
     pub fn post(&self, job: impl FnOnce() + Send + 'static) {
         // The thread ends after the last handle only.
         let _sent = self.jobs.send((Box::new(job), None));

@@ -1,8 +1,10 @@
-//! What a thread does that its system call filter stops: it says which call it was, and dies of `SIGSYS`.
+//! What a thread does that its system call filter stops: it says which call it was, and dies of
+//! `SIGSYS`.
 //!
-//! The kernel sends the signal in place of the call and takes its handler away as it does so. The handler writes one line and steps back to the
-//! call, which is stopped again, and then the signal has its default effect: also for the first process of a PID namespace,
-//! which no signal of its own making would end.
+//! The kernel sends the signal in place of the call and takes its handler away as it does so. The
+//! handler writes one line and steps back to the call, which is stopped again, and then the signal
+//! has its default effect: also for the first process of a PID namespace, which no signal of its
+//! own making would end.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
@@ -26,7 +28,8 @@ pub fn install() -> io::Result<()> {
     action.sa_sigaction = (on_violation as extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void))
         as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_ONSTACK;
-    // SAFETY: the handler has the signature that SA_SIGINFO asks for, and makes only calls that are safe in one.
+    // SAFETY: the handler has the signature that SA_SIGINFO asks for, and makes only calls that are
+    // safe in one.
     match unsafe { libc::sigaction(libc::SIGSYS, &raw const action, ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -45,7 +48,8 @@ extern "C" fn on_violation(_: c_int, info: *mut libc::siginfo_t, context: *mut c
     if info.si_code != SYS_SECCOMP {
         return;
     }
-    // SAFETY: for a handler with SA_SIGINFO the kernel passes the interrupted thread's context, which nobody else has.
+    // SAFETY: for a handler with SA_SIGINFO the kernel passes the interrupted thread's context,
+    // which nobody else has.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let registers = &mut context.uc_mcontext.gregs;
     // As it was when the call was made: the number is in rax again, rip is behind the instruction.

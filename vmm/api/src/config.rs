@@ -57,7 +57,8 @@ pub struct Cpus {
 pub struct Vsock {
     /// The guest's context id, 3 or more.
     pub cid: u32,
-    /// Host ports the guest may dial, each once; a dial to any other port, and any later one, is reset.
+    /// Host ports the guest may dial, each once; a dial to any other port, and any later one, is
+    /// reset.
     pub host_ports: Vec<u32>,
 }
 
@@ -71,8 +72,8 @@ pub struct Share {
     pub tag: String,
 }
 
-/// Confinement. All on by default; a switch exists so that a developer can attach a debugger. With the first two the VMM must be the first process of
-/// a PID namespace.
+/// Confinement. All on by default; a switch exists so that a developer can attach a debugger. With
+/// the first two the VMM must be the first process of a PID namespace.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Jail {

@@ -24,8 +24,9 @@ pub enum Command {
         /// A port some process in the guest listens on.
         port: u32,
     },
-    /// Stop all vCPUs, then all devices. Allowed while running. Replied to once they have stopped, which takes as long as a call of the host's that a
-    /// device is in; other commands are answered meanwhile.
+    /// Stop all vCPUs, then all devices. Allowed while running. Replied to once they have stopped,
+    /// which takes as long as a call of the host's that a device is in; other commands are answered
+    /// meanwhile.
     Pause,
     /// Start devices and vCPUs again. Allowed while paused.
     Resume,

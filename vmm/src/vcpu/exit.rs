@@ -11,8 +11,8 @@ use crate::bus::Bus;
 use crate::power::Order;
 use crate::timeline::Timeline;
 
-/// How long a vCPU rests that has locked the memory bus, which slows every processor of the host down. Programs that do it by mistake still
-/// run, and those that do it in a loop harm nobody.
+/// How long a vCPU rests that has locked the memory bus, which slows every processor of the host
+/// down. Programs that do it by mistake still run, and those that do it in a loop harm nobody.
 const BUS_LOCK_PAUSE: Duration = Duration::from_millis(1);
 
 /// Why a vCPU cannot go on. Not something a guest of ours does by accident.

@@ -68,8 +68,9 @@ impl Drop for Kickable {
 extern "C" fn on_kick(_: c_int, _: *mut libc::siginfo_t, _: *mut c_void) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: the flag lies in the mapping of the vCPU that this thread's `Kickable` owns, which nulls the pointer before that goes; the
-        // kernel and this thread alone access it, and one byte cannot tear.
+        // SAFETY: the flag lies in the mapping of the vCPU that this thread's `Kickable` owns,
+        // which nulls the pointer before that goes; the kernel and this thread alone access it, and
+        // one byte cannot tear.
         unsafe { flag.write_volatile(1) };
     }
 }

@@ -147,7 +147,8 @@ impl Vcpu {
         self.gate.wait_for_rest();
     }
 
-    /// Whether the vCPU is paused or finished. [`Surroundings::rested`] tells of it after [`Vcpu::pause`].
+    /// Whether the vCPU is paused or finished. [`Surroundings::rested`] tells of it after
+    /// [`Vcpu::pause`].
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         self.gate.is_at_rest()
@@ -300,7 +301,8 @@ impl Gate {
 
     fn tell_rested(&self) {
         self.changed.notify_all();
-        // An eventfd of ours that cannot be written would be a bug of the host's; the order to stop is still heard.
+        // An eventfd of ours that cannot be written would be a bug of the host's; the order to stop
+        // is still heard.
         let _signalled = self.rested.signal();
     }
 

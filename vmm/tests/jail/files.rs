@@ -1,4 +1,5 @@
-//! A file server in the jail, with its filter: it changes nothing above the mounts of containers, whoever asks, and can do all else.
+//! A file server in the jail, with its filter: it changes nothing above the mounts of containers,
+//! whoever asks, and can do all else.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -14,8 +15,8 @@ use vmm_api::Jail;
 use super::fuse::{Client, ROOT, longs, named, operation as op, u64_at, words};
 use super::{Supervisor, alone};
 
-/// Runs `guest` on a thread that is in the jail of `supervisor` and has the filter of the one that makes workers; `host` is what the
-/// supervisor does once the jail is entered.
+/// Runs `guest` on a thread that is in the jail of `supervisor` and has the filter of the one that
+/// makes workers; `host` is what the supervisor does once the jail is entered.
 fn serve(
     supervisor: &Supervisor,
     host: impl FnOnce(),
@@ -105,7 +106,8 @@ fn taken_over_it_writes_below_mounts_only() {
 fn device_nodes_are_made_and_not_opened() {
     alone("jail::files::device_nodes_are_made_and_not_opened", || {
         let supervisor = Supervisor::new();
-        // Both devices there are on every host: /dev/null and /dev/zero; a block device is refused before anybody looks for it.
+        // Both devices there are on every host: /dev/null and /dev/zero; a block device is refused
+        // before anybody looks for it.
         let kinds = [
             ("null", FileType::CharacterDevice, (1, 3)),
             ("zero", FileType::CharacterDevice, (1, 5)),
@@ -429,7 +431,8 @@ fn attributes(client: &mut Client, rootfs: u64) {
                 ("size", op::GETXATTR, named(&words(&[0, 0]), attribute)),
                 ("remove", op::REMOVEXATTR, named(&[], attribute)),
             ];
-            // Not every file system has all of them, nor does every file; the call is made nevertheless.
+            // Not every file system has all of them, nor does every file; the call is made
+            // nevertheless.
             let errors = client.errors(inode, &operations);
             let none = [libc::EOPNOTSUPP, libc::EPERM, libc::ENODATA, libc::EINVAL];
             assert!(

@@ -1,4 +1,5 @@
-//! System calls that each filter stops, made by a thread that has it; and what is said of one that does.
+//! System calls that each filter stops, made by a thread that has it; and what is said of one that
+//! does.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -78,7 +78,8 @@ impl Client {
             unique: 0,
             uid: 0,
         };
-        // Of a Linux guest: DONT_MASK, HANDLE_KILLPRIV_V2, POSIX_ACL, SUBMOUNTS, INIT_EXT, SETXATTR_EXT, AUTO_INVAL_DATA, READDIRPLUS.
+        // Of a Linux guest: DONT_MASK, HANDLE_KILLPRIV_V2, POSIX_ACL, SUBMOUNTS, INIT_EXT,
+        // SETXATTR_EXT, AUTO_INVAL_DATA, READDIRPLUS.
         let flags: u32 =
             1 << 6 | 1 << 28 | 1 << 20 | 1 << 27 | 1 << 30 | 1 << 29 | 1 << 12 | 1 << 13;
         // CREATE_SUPP_GROUP.

@@ -1,5 +1,6 @@
-//! The jail and the system call filters, attacked by who has taken the VMM over: each case is a process of its own, in which one thread is
-//! a supervisor and another enters the real jail. They need root, and no KVM.
+//! The jail and the system call filters, attacked by who has taken the VMM over: each case is a
+//! process of its own, in which one thread is a supervisor and another enters the real jail. They
+//! need root, and no KVM.
 
 #![expect(unsafe_code, reason = "makes system calls as they are")]
 
@@ -20,7 +21,9 @@ use std::process::{Command, Output};
 use std::thread;
 
 use husk_vmm::jail;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 use vmm_api::Jail;
 
 /// Set in the process that is the case's own.
@@ -67,8 +70,9 @@ fn alone(name: &str, inside: fn()) {
     );
 }
 
-/// A shared directory as a supervisor makes it, in a mount namespace of the process's own: a container `c` with a root file system that is mounted, on
-/// which neither devices nor set-id programs are forbidden, and a place `mounts/0` for a volume.
+/// A shared directory as a supervisor makes it, in a mount namespace of the process's own: a
+/// container `c` with a root file system that is mounted, on which neither devices nor set-id
+/// programs are forbidden, and a place `mounts/0` for a volume.
 struct Supervisor {
     directory: tempfile::TempDir,
 }
@@ -114,6 +118,13 @@ impl Supervisor {
     /// Offers the volume to the guest, while the jail has been entered.
     fn mount_volume(&self) {
         mount_bind(self.volume(), self.share().join("c/mounts/0")).unwrap();
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // So that the directory can be removed.
+        unmount(self.directory.path(), UnmountFlags::DETACH).unwrap();
     }
 }
 

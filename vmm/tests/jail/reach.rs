@@ -41,7 +41,10 @@ fn own_descriptors_lead_to_nothing_else_of_proc() {
                     "../../../etc",
                 ] {
                     let opened = opens(&descriptors, path, OFlags::PATH);
-                    assert_eq!(opened.err(), Some(Errno::NOENT), "{path}");
+                    assert!(
+                        matches!(opened, Err(Errno::NOENT | Errno::NOTDIR)),
+                        "{path}: {opened:?}"
+                    );
                 }
                 // A parent of itself, and as its own descriptor.
                 let itself = descriptors.as_raw_fd().to_string();
@@ -136,7 +139,7 @@ fn namespaces_are_its_own_and_have_no_other_process() {
             // Nobody but this process, which such a signal does not reach.
             let everybody = u64::from(u32::MAX);
             assert_eq!(
-                call(libc::SYS_kill, [everybody, 9, 0, 0, 0, 0]),
+                call(libc::SYS_kill, [everybody, 0, 0, 0, 0, 0]),
                 Err(libc::ESRCH)
             );
             for pid in 2..100 {

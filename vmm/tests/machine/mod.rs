@@ -1,4 +1,5 @@
-//! A whole machine on real KVM, with a kernel of a few bytes: built, run, paused, resumed and ended by its guest.
+//! A whole machine on real KVM, with a kernel of a few bytes: built, run, paused, resumed and ended
+//! by its guest.
 
 use std::io::Write as _;
 use std::sync::Arc;

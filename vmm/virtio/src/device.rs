@@ -127,8 +127,8 @@ pub trait Device: fmt::Debug + Send {
     /// Reads the configuration space. Bytes beyond its end read as 0.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Another number whenever [`Device::read_config`] may give something else: a driver that reads a space in parts sees whether they are of
-    /// one time (virtio 1.2, section 4.2.2).
+    /// Another number whenever [`Device::read_config`] may give something else: a driver that reads
+    /// a space in parts sees whether they are of one time (virtio 1.2, section 4.2.2).
     fn config_generation(&self) -> u32 {
         0
     }

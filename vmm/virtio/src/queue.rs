@@ -150,11 +150,13 @@ impl Queue {
         Ok(Some(Chain::new(chain, memory)))
     }
 
-    /// Answers what the driver offers until it offers no more, then asks for kicks. `answer` does the device's work on a chain and returns how
-    /// many bytes it wrote; its error ends the serving, and the chain stays with the device.
+    /// Answers what the driver offers until it offers no more, then asks for kicks. `answer` does
+    /// the device's work on a chain and returns how many bytes it wrote; its error ends the
+    /// serving, and the chain stays with the device.
     ///
-    /// A driver may go on offering for ever, while another processor of the guest resets the device or the host pauses the machine. So this returns
-    /// after [`SERVE_CHAINS_MAX`] chains and kicks itself: the worker looks at an order to stop in between.
+    /// A driver may go on offering for ever, while another processor of the guest resets the device
+    /// or the host pauses the machine. So this returns after [`SERVE_CHAINS_MAX`] chains and kicks
+    /// itself: the worker looks at an order to stop in between.
     pub fn serve<E: From<QueueError>>(
         &mut self,
         memory: &GuestMemory,

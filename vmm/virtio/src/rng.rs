@@ -147,7 +147,8 @@ mod tests {
         driver.bring_up();
         driver.exchange(0, &[], 8);
         let fed = Arc::new(AtomicBool::new(true));
-        // Another processor of the guest, which offers the same buffer anew as soon as it is filled.
+        // Another processor of the guest, which offers the same buffer anew as soon as it is
+        // filled.
         let feeder = std::thread::spawn({
             let (fed, memory) = (Arc::clone(&fed), Arc::clone(&driver.memory));
             move || {

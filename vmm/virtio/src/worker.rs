@@ -130,7 +130,8 @@ impl<H: Handler> Worker<H> {
         confine: Confine,
         failed: Arc<Failure>,
     ) -> Result<Self, Unstarted<H>> {
-        // The thread is made before it is given its handler, so that one which is not made takes none with it.
+        // The thread is made before it is given its handler, so that one which is not made takes
+        // none with it.
         let (give, taken) = sync_channel(1);
         let unstarted = |handler, source| Unstarted {
             handler,

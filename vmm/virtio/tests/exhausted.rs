@@ -1,4 +1,5 @@
-//! A host without descriptors: a device that could not be started keeps what it has and starts later. A process of its own, for the limit.
+//! A host without descriptors: a device that could not be started keeps what it has and starts
+//! later. A process of its own, for the limit.
 
 #![expect(clippy::unwrap_used, reason = "a test whose set-up fails has failed")]
 

@@ -75,9 +75,11 @@ const QUEUE_SIZES: &[u16; QUEUES] = &[128, 512];
 /// Chains taken from one queue before the other queue, and an order to stop, are looked at.
 const TURN_CHAINS_MAX: usize = 32;
 
-/// Descriptors a guest may make this process hold, inodes and open files together, whatever `RLIMIT_NOFILE` says. Measured, an inode is half a
-/// KiB here and one and a half in the host's kernel, so this is 128 MiB, charged to the sandbox. A guest that walks through more files than half of this
-/// gives them back and looks them up again; only one that holds more open at once is refused.
+/// Descriptors a guest may make this process hold, inodes and open files together, whatever
+/// `RLIMIT_NOFILE` says. Measured, an inode is half a KiB here and one and a half in the host's
+/// kernel, so this is 128 MiB, charged to the sandbox. A guest that walks through more files than
+/// half of this gives them back and looks them up again; only one that holds more open at once is
+/// refused.
 const GUEST_DESCRIPTORS_MAX: u64 = 64 * 1024;
 /// Descriptors kept back for the VMM itself and for the moment of an operation.
 const OWN_DESCRIPTORS: u64 = 256;
@@ -155,7 +157,8 @@ impl Fs {
         })
     }
 
-    /// A device whose whole directory is the guest's: for tests of what happens below the supervisor's levels, which can mount nothing.
+    /// A device whose whole directory is the guest's: for tests of what happens below the
+    /// supervisor's levels, which can mount nothing.
     #[cfg(any(test, feature = "testing"))]
     #[must_use]
     pub fn of_guest(mut self) -> Self {

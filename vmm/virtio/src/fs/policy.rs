@@ -9,13 +9,16 @@
 //!   /<container>/<other>/**  Volume     the host or another sandbox may write it at any time: nothing is remembered
 //! ```
 //!
-//! What is on the share's own file system, above and between the mounts of the containers, is the supervisor's: its directories and
-//! the empty files and directories on which it mounts. A guest changes nothing of it ([`Nodes::check_change`]), whatever becomes of the
-//! mounts, for the supervisor resolves paths through it.
+//! What is on the share's own file system, above and between the mounts of the containers, is the
+//! supervisor's: its directories and the empty files and directories on which it mounts. A guest
+//! changes nothing of it ([`Nodes::check_change`]), whatever becomes of the mounts, for the
+//! supervisor resolves paths through it.
 //!
-//! A time of zero makes a virtio-fs client ask again at every use and give the inode back (FORGET) after it. That is also how the table of
-//! inodes is kept small: once a guest holds [`Nodes::kept_max`] of them, every further answer carries zero times, wherever the file is.
-//! Page cache follows attributes (`FUSE_AUTO_INVAL_DATA`): pages are dropped when a fresh size or mtime says that the file is another.
+//! A time of zero makes a virtio-fs client ask again at every use and give the inode back (FORGET)
+//! after it. That is also how the table of inodes is kept small: once a guest holds
+//! [`Nodes::kept_max`] of them, every further answer carries zero times, wherever the file is. Page
+//! cache follows attributes (`FUSE_AUTO_INVAL_DATA`): pages are dropped when a fresh size or mtime
+//! says that the file is another.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, OsStr};
@@ -112,7 +115,8 @@ impl Nodes {
         }
     }
 
-    /// The share has no levels of the supervisor's: for tests of what happens below them, which can mount nothing.
+    /// The share has no levels of the supervisor's: for tests of what happens below them, which can
+    /// mount nothing.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn give_root_to_guest(&mut self) {
         self.root = Owner::Guest;
@@ -147,7 +151,8 @@ impl Nodes {
         self.timeout(parent)
     }
 
-    /// Where `name` in `parent` is if nothing is mounted there: None below a mount, where all is the guest's.
+    /// Where `name` in `parent` is if nothing is mounted there: None below a mount, where all is
+    /// the guest's.
     pub(super) fn supervisors_path(&self, parent: u64, name: &CStr) -> Option<PathBuf> {
         match self.owner(parent)? {
             Owner::Supervisor(path) => {

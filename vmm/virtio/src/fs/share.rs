@@ -57,8 +57,9 @@ pub(super) struct Share {
     synced: Mutex<Option<Instant>>,
 }
 
-/// Between one SYNCFS and the next. Each writes out what all of a host's file system holds, also for others, so a guest that asks in a loop waits;
-/// its other requests do with it, and an order to stop.
+/// Between one SYNCFS and the next. Each writes out what all of a host's file system holds, also
+/// for others, so a guest that asks in a loop waits; its other requests do with it, and an order to
+/// stop.
 const SYNCFS_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The share's own file system.
@@ -76,13 +77,15 @@ impl Top {
         Ok(Self { root, mount })
     }
 
-    /// Whether the file at `path` with this inode number is on another mount. Not one that has become another since.
+    /// Whether the file at `path` with this inode number is on another mount. Not one that has
+    /// become another since.
     fn is_mounted(&self, path: &Path, number: u64) -> bool {
         placed(&self.root, path).is_ok_and(|found| found.0 != self.mount && found.1 == number)
     }
 }
 
-/// Tells a mount from others of this namespace, and a file system from others where the kernel does not number mounts.
+/// Tells a mount from others of this namespace, and a file system from others where the kernel does
+/// not number mounts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MountId {
     mount: u64,
@@ -158,8 +161,8 @@ impl Share {
         entry
     }
 
-    /// Whose the file is that was found at `path`, in a directory of the supervisor's: the guest's if it is on another mount. The library says so
-    /// of directories; of a file it is asked here.
+    /// Whose the file is that was found at `path`, in a directory of the supervisor's: the guest's
+    /// if it is on another mount. The library says so of directories; of a file it is asked here.
     fn owner(&self, path: PathBuf, entry: &Entry) -> Owner {
         let top = self.top.lock().unwrap_or_else(PoisonError::into_inner);
         let mounted = entry.attr.flags & ATTR_SUBMOUNT != 0
@@ -191,13 +194,14 @@ impl Share {
     }
 }
 
-/// Flags of an open that is more than reading. `O_TMPFILE` makes a file in the directory that is opened.
+/// Flags of an open that is more than reading. `O_TMPFILE` makes a file in the directory that is
+/// opened.
 const WRITING: u32 =
     (libc::O_ACCMODE | libc::O_TRUNC | libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY))
         .cast_unsigned();
 
-/// The mount that `path` below `root` is on, and the inode's number there. A link at its end is not followed; the others are directories of
-/// the supervisor's.
+/// The mount that `path` below `root` is on, and the inode's number there. A link at its end is not
+/// followed; the others are directories of the supervisor's.
 fn placed(root: &OwnedFd, path: &Path) -> io::Result<(MountId, u64)> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let stat = statx(root, path, flags, StatxFlags::INO | StatxFlags::MNT_ID)?;

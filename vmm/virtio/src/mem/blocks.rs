@@ -7,7 +7,8 @@ use std::ops::Range;
 pub(super) struct Blocks {
     plugged: Vec<bool>,
     count: u64,
-    /// Places where plugged and unplugged memory meet; before the first block and after the last one nothing is plugged.
+    /// Places where plugged and unplugged memory meet; before the first block and after the last
+    /// one nothing is plugged.
     edges: u64,
 }
 
@@ -70,8 +71,8 @@ impl Blocks {
         })
     }
 
-    /// Into how many parts, plugged and unplugged and the unplugged outside, the region would be cut if the range, which [`Blocks::are`] all something else, were plugged
-    /// or unplugged.
+    /// Into how many parts, plugged and unplugged and the unplugged outside, the region would be
+    /// cut if the range, which [`Blocks::are`] all something else, were plugged or unplugged.
     pub(super) fn parts_with(&self, range: &Range<u64>, plugged: bool) -> u64 {
         let before = range
             .start

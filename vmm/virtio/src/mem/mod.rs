@@ -35,8 +35,9 @@ use request::{REQUEST_BYTES, Request, Response};
 /// The unit of plugging: a huge page of the host, and the least that a Linux guest can give back.
 pub const BLOCK_BYTES: u64 = 2 << 20;
 
-/// Parts, plugged and unplugged by turns, into which a driver may cut the region. Each is a mapping of the host's, of which a process has
-/// 65 530 by default and each takes 200 bytes of the host's kernel. Linux plugs from below and unplugs from above.
+/// Parts, plugged and unplugged by turns, into which a driver may cut the region. Each is a mapping
+/// of the host's, of which a process has 65 530 by default and each takes 200 bytes of the host's
+/// kernel. Linux plugs from below and unplugs from above.
 const PARTS_MAX: u64 = 16 * 1024;
 
 const ID: u32 = 24;
@@ -145,8 +146,8 @@ impl Mem {
         Ok((device, host))
     }
 
-    /// Makes a new device what another one was. One that was only paused is it already, and one that was asked for another amount since then
-    /// keeps to that.
+    /// Makes a new device what another one was. One that was only paused is it already, and one
+    /// that was asked for another amount since then keeps to that.
     fn adopt(&mut self, requested: u64, plugged: &[Range<u64>]) -> Result<(), StartError> {
         let mut state = self.host.shared.lock();
         if !state.asked {

@@ -328,8 +328,8 @@ impl Inbound {
         }
     }
 
-    /// The guest learns of passed-on bytes at the latest when they are this many. Half the buffer: the guest never runs dry, and pays for
-    /// one packet per that many bytes.
+    /// The guest learns of passed-on bytes at the latest when they are this many. Half the buffer:
+    /// the guest never runs dry, and pays for one packet per that many bytes.
     fn update_bytes(&self) -> u32 {
         self.buffer / 2
     }

@@ -19,7 +19,8 @@ use crate::Event;
 /// Streams that wait for the device to ask the guest. The device takes them as soon as it runs, so only a VM that is not up or that is
 /// paused has any; the bound is what a supervisor may have in flight.
 const DIALS_MAX: usize = 256;
-/// Streams of connections the guest made that nobody has fetched yet: no fewer than ports, each of which is dialled once.
+/// Streams of connections the guest made that nobody has fetched yet: no fewer than ports, each of
+/// which is dialled once.
 const ARRIVALS_MAX: usize = 64;
 
 /// Why a stream was not taken. It is closed.
@@ -140,8 +141,9 @@ impl Ends {
         lock(&self.arrivals).len() < ARRIVALS_MAX && lock(&self.ports).contains(&port)
     }
 
-    /// Hands the host's end of a connection to whoever fetches it, and closes the port: for the guest's whole life, whatever becomes of the
-    /// connection and of the device. The one caller has seen that there is room.
+    /// Hands the host's end of a connection to whoever fetches it, and closes the port: for the
+    /// guest's whole life, whatever becomes of the connection and of the device. The one caller has
+    /// seen that there is room.
     pub(super) fn arrive(&self, port: u32, stream: OwnedFd) -> io::Result<()> {
         lock(&self.ports).retain(|open| *open != port);
         let mut arrivals = lock(&self.arrivals);

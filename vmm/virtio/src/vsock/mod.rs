@@ -64,7 +64,8 @@ enum State {
 }
 
 impl Vsock {
-    /// A device for the guest with context id `guest_cid`, which may dial each of `host_ports` once, and its host end.
+    /// A device for the guest with context id `guest_cid`, which may dial each of `host_ports`
+    /// once, and its host end.
     pub fn new(guest_cid: u32, host_ports: Vec<u32>) -> io::Result<(Self, Host)> {
         let host = Host::new(host_ports.clone())?;
         let device = Self {
@@ -115,7 +116,8 @@ impl Device for Vsock {
         let worker = VsockWorker::new(resources.memory, queues, muxer, ends);
         let spawned = Worker::spawn(NAME, worker, resources.confine, resources.failure);
         let worker = spawned.map_err(|failed| {
-            // Also those of a session that was only paused, which go on when the next start succeeds.
+            // Also those of a session that was only paused, which go on when the next start
+            // succeeds.
             let (_, muxer) = failed.handler.into_parts();
             self.state = State::Stopped(muxer);
             failed.error

@@ -30,8 +30,8 @@ use super::stream::Stream;
 /// Connections at one time, those that still write out what an ended one has left included. A container needs three and an exec
 /// three; each costs a file descriptor.
 const CONNECTIONS_MAX: usize = 1024;
-/// Connections that may be there when one gets a large buffer: at most this many have one. With the small ones of all others that
-/// is 88 MiB, should all be stalled.
+/// Connections that may be there when one gets a large buffer: at most this many have one. With the
+/// small ones of all others that is 88 MiB, should all be stalled.
 const LARGE_BUFFERS_MAX: usize = 128;
 /// Resets that wait for room in the guest because no connection is there to owe them. While there are so many, no packet is taken.
 const RESETS_MAX: usize = 128;
@@ -76,7 +76,8 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Muxer {
     guest_cid: u64,
-    /// Ports that the guest may dial, or has dialled: none for connections of the host's to come from.
+    /// Ports that the guest may dial, or has dialled: none for connections of the host's to come
+    /// from.
     host_ports: Vec<u32>,
     ends: Arc<Ends>,
     table: HashMap<Key, Entry>,

@@ -1,5 +1,6 @@
-//! `readv` and `writev` between a non-blocking stream and pieces of guest memory: one system call for as many pieces as the kernel takes. A guest
-//! cuts a packet as it likes, to pieces of one byte.
+//! `readv` and `writev` between a non-blocking stream and pieces of guest memory: one system call
+//! for as many pieces as the kernel takes. A guest cuts a packet as it likes, to pieces of one
+//! byte.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -45,8 +46,9 @@ fn transfer<'m>(
         .collect();
     let count = libc::c_int::try_from(vectors.len()).map_err(io::Error::other)?;
     loop {
-        // SAFETY: each vector is a piece of guest memory, which its guard holds in place until this function returns; no reference to it exists, and
-        // what the kernel writes there, any bytes, is valid.
+        // SAFETY: each vector is a piece of guest memory, which its guard holds in place until this
+        // function returns; no reference to it exists, and what the kernel writes there, any bytes,
+        // is valid.
         let result = unsafe { call(stream.as_raw_fd(), vectors.as_ptr(), count) };
         match usize::try_from(result) {
             Ok(count) => return Ok(count),

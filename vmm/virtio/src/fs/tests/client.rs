@@ -126,8 +126,8 @@ impl Client {
         Self::serving(limits, Share::of_guest)
     }
 
-    /// A client in the middle of a session on a share as a supervisor makes it, with one container that is not mounted yet: its `rootfs`
-    /// and `mounts/0`, and a file `mounts/1`.
+    /// A client in the middle of a session on a share as a supervisor makes it, with one container
+    /// that is not mounted yet: its `rootfs` and `mounts/0`, and a file `mounts/1`.
     pub(super) fn above_mounts() -> Self {
         let mut client = Self::serving(PLENTY, |share| share);
         for directory in ["c", "c/rootfs", "c/mounts", "c/mounts/0"] {

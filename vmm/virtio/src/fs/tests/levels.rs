@@ -1,5 +1,5 @@
-//! A guest that was taken over and writes above its containers' files: at the share, a container's directory, its `mounts`, and at the
-//! places where nothing is mounted yet.
+//! A guest that was taken over and writes above its containers' files: at the share, a container's
+//! directory, its `mounts`, and at the places where nothing is mounted yet.
 
 use std::fs;
 use std::path::Path;

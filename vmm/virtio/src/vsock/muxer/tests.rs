@@ -254,7 +254,8 @@ fn port_is_closed_once_it_was_dialled() {
     guest.expect(Operation::Response);
     guest.send_once(Socket::new(PORT, 2).header(Operation::Request));
     assert_eq!(guest.expect(Operation::Reset).header.dst_port, 2);
-    // Nor is it open again when the first connection is over, fetched or not, or the device was reset.
+    // Nor is it open again when the first connection is over, fetched or not, or the device was
+    // reset.
     guest.send_once(first.header(Operation::Reset));
     assert!(guest.host.accepted().is_some());
     guest.send_once(first.header(Operation::Request));
