@@ -263,6 +263,11 @@ impl Running {
         self.child.id()
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end.
     #[must_use]
     pub fn wait(mut self) -> Output {

@@ -4,7 +4,7 @@
 //!   start (assembly) ─► begin ─► own page tables ─► orders, the initrd's text ─► attacks, one after another ─► the end
 //! ```
 //!
-//! The initrd is a text: names of [`ATTACKS`] separated by white space. Each attack logs a line on the serial port when it begins and one when it is
+//! The initrd is an archive of one file, `/init`, and that is a text: names of [`ATTACKS`] separated by white space. Each attack logs a line on the serial port when it begins and one when it is
 //! done, with what it tried and how much of that came out *wrong*, that is, in a way that only a faulty VMM lets happen. A case reads these lines; what
 //! the attack does to the host is for the case to find out.
 //!
@@ -80,14 +80,24 @@ const ATTACKS: &[(&str, fn(&mut Report))] = &[
     ("spin", ends::spin),
 ];
 
-/// The longest text of orders.
+/// The longest archive with orders.
 const ORDERS_MAX: usize = 4096;
+
+/// The contents of the archive's first file, as far as they are there: a header (format "newc") of 110 bytes, `init` and a NUL, padded to four.
+fn first_file(archive: &[u8]) -> &[u8] {
+    const SIZE: core::ops::Range<usize> = 54..62;
+    const CONTENTS: usize = 116;
+    let size = archive.get(SIZE).and_then(|size| str::from_utf8(size).ok());
+    let size = size.and_then(|size| usize::from_str_radix(size, 16).ok());
+    let end = CONTENTS + size.unwrap_or(0);
+    archive.get(CONTENTS..end).unwrap_or_default()
+}
 
 /// Entered from the assembly with the address of the zero page.
 fn begin(zero_page: u64) -> ! {
     cpu::map_all();
     let mut text = [0; ORDERS_MAX];
-    let orders = cpu::initrd(zero_page, &mut text);
+    let orders = first_file(cpu::initrd(zero_page, &mut text));
     let mut wrong = 0;
     for name in str::from_utf8(orders)
         .unwrap_or_default()

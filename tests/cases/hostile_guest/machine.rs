@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use harness::Runtime;
+use harness::{Runtime, initrd_with};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
@@ -56,7 +56,7 @@ impl Machine {
     pub(super) fn start(attacks: &str, vcpus: u8) -> Self {
         let directory = TempDir::new().unwrap();
         let orders = directory.path().join("orders");
-        fs::write(&orders, attacks).unwrap();
+        initrd_with(attacks.as_bytes(), &orders);
         let share = directory.path().join("share");
         for name in ["c/rootfs", "c/mounts/0", "c/mounts/1"] {
             fs::create_dir_all(share.join(name)).unwrap();

@@ -187,7 +187,7 @@ fn a_sandboxs_share_is_the_supervisors_above_the_containers_files() {
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     // It goes on for ever, so that the levels can be looked at.
-    let sandbox = Sandbox::start("levels halt", 600);
+    let mut sandbox = Sandbox::start("levels halt", 600);
     sandbox.await_words("halt: begins");
     sandbox.assert_answers();
     sandbox.words().assert_all_well("levels");
@@ -203,7 +203,7 @@ fn messages_to_the_file_server_stay_in_the_containers_files() {
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let attacks = "names messages handles links nodes ranges syncs descriptors";
-    let sandbox = Sandbox::start(attacks, 600);
+    let mut sandbox = Sandbox::start(attacks, 600);
     let scales = sandbox.weighed();
     sandbox.await_words("names: begins");
     sandbox.assert_answers();
@@ -222,7 +222,7 @@ fn floods_of_logs_and_marks_fill_nothing() {
     }
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
-    let sandbox = Sandbox::start("marks serial console", 600);
+    let mut sandbox = Sandbox::start("marks serial console", 600);
     let scales = sandbox.weighed();
     sandbox.await_words("begins");
     sandbox.assert_answers();
@@ -246,7 +246,7 @@ fn an_agents_dial_and_bad_answers_end_the_sandbox_alone() {
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     for (attacks, patience_s) in [("agent reset", 600), ("dials-for-ever", 5)] {
-        let sandbox = Sandbox::start(attacks, patience_s);
+        let mut sandbox = Sandbox::start(attacks, patience_s);
         let scales = sandbox.weighed();
         sandbox.await_words("begins");
         canary.answers();
@@ -277,7 +277,7 @@ fn a_guest_that_ends_or_never_answers_leaves_nothing() {
         "{output:?}"
     );
     for attack in ["halt", "spin"] {
-        let sandbox = Sandbox::start(attack, 600);
+        let mut sandbox = Sandbox::start(attack, 600);
         sandbox.await_words("begins");
         sandbox.assert_answers();
         canary.answers();

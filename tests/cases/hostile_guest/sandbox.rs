@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Instant;
 
-use harness::{Bundle, Output, Running, Runtime};
+use harness::{Bundle, Output, Running, Runtime, initrd_with};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -28,7 +28,7 @@ impl Sandbox {
     pub(super) fn start(attacks: &str, patience_s: u32) -> Self {
         let directory = TempDir::new().unwrap();
         let orders = directory.path().join("orders");
-        fs::write(&orders, attacks).unwrap();
+        initrd_with(attacks.as_bytes(), &orders);
         let kernel = env!("HUSK_HOSTILE_GUEST");
         let runtime = Runtime::from_environment().configured(&format!(
             "kernel = {kernel:?}\ninitrd = {orders:?}\nmemory_mib = 64\nagent_timeout_s = {patience_s}\n"
@@ -48,9 +48,9 @@ impl Sandbox {
         fs::create_dir(bundle.path().join("beside")).unwrap();
         fs::write(bundle.path().join("beside/file"), "beside").unwrap();
         let id = Runtime::new_id();
-        bundle.write();
-        let files = Files::of(bundle.path(), Some(&bundle.rootfs()));
         let running = runtime.start_as(&bundle, &id, Stdio::null());
+        // Its guest has yet to boot.
+        let files = Files::of(bundle.path(), Some(&bundle.rootfs()));
         Self {
             runtime,
             running,
@@ -73,13 +73,19 @@ impl Sandbox {
 
     /// Waits for the guest to say this.
     #[track_caller]
-    pub(super) fn await_words(&self, text: &str) {
-        until(text, || self.runtime.log().contains(text).then_some(()));
+    pub(super) fn await_words(&mut self, text: &str) {
+        until(text, || {
+            let has_ended = self.running.has_ended();
+            let is_said = self.runtime.log().contains(text);
+            assert!(is_said || !has_ended, "{text:?} was not said");
+            is_said.then_some(())
+        });
     }
 
     /// Weighs its VMM from now on.
     #[track_caller]
-    pub(super) fn weighed(&self) -> Scales {
+    pub(super) fn weighed(&mut self) -> Scales {
+        self.await_words("the VMM is started");
         Scales::under(self.process("vmm"))
     }
 
@@ -132,7 +138,7 @@ impl Sandbox {
     pub(super) fn end(self, canary: &Canary<'_>) -> (Output, Words) {
         let id = self.id();
         let output = self.running.wait();
-        assert_eq!(output.status, 1, "{output:?}");
+        assert_ne!(output.status, 0, "{output:?}");
         self.files
             .assert_same(&Files::of(&self.bundle, Some(&self.bundle.join("rootfs"))));
         let closed = fs::read(self.volumes.path().join("closed/file")).unwrap();
