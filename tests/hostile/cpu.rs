@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// How often something that is about to happen is looked at before it is given up.
 pub const PATIENCE: u32 = 10_000_000;
 /// Looks between two exits of the VM, which give the device's thread the processor where there is but one.
-const LOOKS_PER_EXIT: u32 = 32;
+pub const LOOKS_PER_EXIT: u32 = 32;
 
 /// Memory of the guest's that is mapped: more than any case gives it.
 const MAPPED_GIB: usize = 16;

@@ -185,9 +185,13 @@ impl Socket {
     pub fn ask(&mut self, packet: &Packet, payload: &[u8]) -> u16 {
         self.drain();
         self.send(packet, payload);
-        match cpu::wait(|| self.drain().then_some(())) {
-            Some(()) => cpu::read16(self.last.0 + 30),
-            None => 0,
+        let came = cpu::wait(|| {
+            let came = self.drain();
+            (came || self.live.device.is_broken()).then_some(came)
+        });
+        match came {
+            Some(true) => cpu::read16(self.last.0 + 30),
+            _ => 0,
         }
     }
 }

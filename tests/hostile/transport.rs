@@ -351,10 +351,18 @@ impl Live {
         self.take(queue).map(|(_, written)| written)
     }
 
-    /// Waits for a chain to come back.
+    /// Waits for a chain to come back; from a device that has given up none comes.
     pub fn take(&mut self, queue: usize) -> Option<(u32, u32)> {
-        let ring = &mut self.rings[queue];
-        cpu::wait(|| ring.take())
+        for count in 0..cpu::PATIENCE {
+            if let Some(taken) = self.rings[queue].take() {
+                return Some(taken);
+            }
+            if count % cpu::LOOKS_PER_EXIT == 0 && self.device.is_broken() {
+                return None;
+            }
+            core::hint::spin_loop();
+        }
+        None
     }
 
     /// Waits until the device has given back all it has of a queue, or has given up.
