@@ -5,17 +5,17 @@ use crate::log::Report;
 use crate::transport::{CONSOLE, Device, QUEUE_NOTIFY, SIZE, answer_of, queues};
 
 /// Kicks of each queue.
-const KICKS: u32 = 20_000;
+const KICKS: u32 = 5_000;
 /// Kicks of queues that are not there: each comes to the VMM's own thread.
-const ABSENT_KICKS: u32 = 2_000;
+const ABSENT_KICKS: u32 = 500;
 /// Bytes sent one by one on the serial port, each an exit.
-const SERIAL_BYTES: u32 = 60_000;
+const SERIAL_BYTES: u32 = 30_000;
 /// Bytes sent on the console device: far more than anybody keeps.
 const CONSOLE_BYTES: u32 = 16 << 20;
 /// Moments for whoever reads the console to come to its end.
 const READING: u32 = 5_000;
 /// Milestones marked.
-const MARKS: u32 = 20_000;
+const MARKS: u32 = 8_000;
 
 /// Kicks on all queues of devices that run, that are in reset, and that are not there.
 pub fn kicks(report: &mut Report) {
@@ -131,7 +131,7 @@ pub fn marks(report: &mut Report) {
     }
     // Every port once; those of the end are known.
     for port in (0..=u16::MAX)
-        .step_by(7)
+        .step_by(61)
         .filter(|port| ![POWER, KEYBOARD_CONTROLLER].contains(port))
     {
         report.tried();

@@ -16,6 +16,9 @@ use tempfile::TempDir;
 /// than for ever.
 pub(super) const ANSWER: Duration = Duration::from_secs(120);
 
+/// Within this a guest has gone through its attacks.
+const ATTACKS: Duration = Duration::from_secs(600);
+
 /// Between two looks at what is about to happen.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
@@ -230,7 +233,7 @@ pub(super) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        assert!(start.elapsed() < ANSWER, "{what}: not within {ANSWER:?}");
+        assert!(start.elapsed() < ATTACKS, "{what}: not within {ATTACKS:?}");
         thread::sleep(LOOK);
     }
 }
