@@ -16,7 +16,7 @@ use crate::transport::{
 /// The most descriptors that a guest may make a VMM hold, whatever the host allows.
 const DESCRIPTORS_MAX: u32 = 128 * 1024;
 /// Orders to write back whole file systems.
-const SYNCS: u32 = 200;
+const SYNCS: u32 = 12;
 
 fn refused(report: &mut Report, what: &str, answer: Answer) {
     let is_refused = matches!(answer, Err(error) if error != SILENCE);

@@ -20,6 +20,12 @@ const HOST: u64 = 2;
 /// The port on which the supervisor waits for the agent.
 pub const AGENT_PORT: u32 = 1024;
 
+/// Ports from the agent's on that a VMM with a case for its supervisor has, each to be dialled once; a sandbox's has the first one alone.
+const PORTS: u32 = 64;
+/// Of these, those for attacks that want a connection of their own.
+const CREDIT_PORT: u32 = AGENT_PORT + PORTS - 4;
+const STORM_PORT: u32 = CREDIT_PORT - 2;
+
 /// Entries of the queues, and the distance of their buffers.
 const ENTRIES: u16 = 128;
 const TX_BYTES: u64 = 2048;
@@ -214,11 +220,16 @@ pub fn malformed(report: &mut Report) {
         return no_device(report);
     };
     let good = Packet::new(DATA, 5000, AGENT_PORT);
-    let mut try_packet = |packet: Packet| {
+    let mut port = AGENT_PORT;
+    let mut try_packet = |mut packet: Packet| {
         report.tried();
-        socket.put(&Packet::request(packet.src_port, AGENT_PORT), b"");
+        socket.put(&Packet::request(packet.src_port, port), b"");
+        if packet.dst_port == AGENT_PORT {
+            packet.dst_port = port;
+        }
         socket.put(&packet, b"abc");
-        socket.put(&Packet::new(RESET, packet.src_port, AGENT_PORT), b"");
+        socket.put(&Packet::new(RESET, packet.src_port, port), b"");
+        port = (port + 1).min(STORM_PORT - 1);
         socket.settle();
     };
     for cid in [0, 1, 2, 3, 4, u64::from(u32::MAX), 1 << 32, u64::MAX] {
@@ -338,8 +349,7 @@ pub fn ports(report: &mut Report) {
         u32::MAX - 1,
         u32::MAX,
     ];
-    let all = (0..64).chain(1000..1060).chain(others);
-    for port in all.filter(|port| *port != AGENT_PORT) {
+    for port in (0..64).chain(AGENT_PORT - 40..AGENT_PORT).chain(others) {
         let answer = socket.ask(&Packet::request(20_000 + port % 1000, port), b"");
         report.expect(
             answer == RESET,
@@ -361,7 +371,8 @@ pub fn credit(report: &mut Report) {
         (3, 1, u32::MAX),
     ] {
         let port = 6000 + count;
-        let answer = socket.ask(&Packet::request(port, AGENT_PORT), b"");
+        let dialled = CREDIT_PORT + count;
+        let answer = socket.ask(&Packet::request(port, dialled), b"");
         report.expect(
             [RESPONSE, RESET].contains(&answer),
             format_args!("a request was answered by {answer}"),
@@ -369,7 +380,7 @@ pub fn credit(report: &mut Report) {
         let lie = |op| Packet {
             buf_alloc,
             fwd_cnt,
-            ..Packet::new(op, port, AGENT_PORT)
+            ..Packet::new(op, port, dialled)
         };
         for _ in 0..200 {
             socket.put(
@@ -410,7 +421,8 @@ pub fn storm(report: &mut Report) {
         let Some(mut socket) = Socket::with_room(room) else {
             return no_device(report);
         };
-        socket.put(&Packet::request(7000, AGENT_PORT), b"");
+        let dialled = STORM_PORT + u32::from(room == 0);
+        socket.put(&Packet::request(7000, dialled), b"");
         for count in 0..STORM {
             report.tried();
             let op = [DATA, RESET, CREDIT_UPDATE, CREDIT_REQUEST, SHUTDOWN, 0][count as usize % 6];
@@ -420,7 +432,7 @@ pub fn storm(report: &mut Report) {
             };
             let tiny = Packet {
                 len: 1,
-                ..Packet::new(DATA, 7000, AGENT_PORT)
+                ..Packet::new(DATA, 7000, dialled)
             };
             // Without room for answers no more are taken at some time, and that is right.
             let taken = socket.put(&unknown, b"u") && socket.put(&tiny, b"t");
@@ -463,21 +475,23 @@ fn dial_many(report: &mut Report) -> u32 {
     };
     for count in 0..DIALS {
         report.tried();
-        socket.put(&Packet::request(30_000 + count, AGENT_PORT), b"");
+        let port = AGENT_PORT + count % PORTS;
+        socket.put(&Packet::request(30_000 + count, port), b"");
     }
     socket.settle();
     let granted = socket.came[usize::from(RESPONSE)];
     // The same once more, some half closed before.
     for count in (0..DIALS).step_by(3) {
         report.tried();
+        let port = AGENT_PORT + count % PORTS;
         let half = Packet {
             flags: 2,
-            ..Packet::new(SHUTDOWN, 30_000 + count, AGENT_PORT)
+            ..Packet::new(SHUTDOWN, 30_000 + count, port)
         };
         if count % 2 == 0 {
             socket.put(&half, b"");
         }
-        socket.put(&Packet::request(30_000 + count, AGENT_PORT), b"");
+        socket.put(&Packet::request(30_000 + count, port), b"");
     }
     socket.settle();
     granted

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, ExitStatus, Stdio};
@@ -25,8 +26,8 @@ use vmm_api::{
 
 use super::oracle::{ANSWER, Scales, Words, until};
 
-/// The port that the agent dials, and the hostile guest attacks.
-const AGENT_PORT: u32 = 1024;
+/// The ports that the guest may dial, each once: the agent's and more, so that there are connections to attack.
+const PORTS: Range<u32> = 1024..1088;
 /// Streams that are kept, as a supervisor might; later ones are closed at once.
 const STREAMS_MAX: usize = 100;
 
@@ -78,7 +79,7 @@ impl Machine {
             cmdline: Vec::new(),
             vsock: Vsock {
                 cid: 3,
-                host_ports: vec![AGENT_PORT],
+                host_ports: PORTS.collect(),
             },
             share: Some(Share {
                 root: share,
@@ -105,7 +106,10 @@ impl Machine {
             fcntl_setfd(end, FdFlags::empty()).unwrap();
         }
         let tree = PathBuf::from(std::env::var_os("HUSK_TREE").expect("HUSK_TREE names the tree"));
-        let mut child = Process::new(tree.join("libexec/husk/husk-vmm"))
+        // As the first process of a PID namespace, as it must be.
+        let mut child = Process::new("unshare")
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(tree.join("libexec/husk/husk-vmm"))
             .args(["--control-fd", &theirs.as_raw_fd().to_string()])
             .args(["--console-fd", &writer.as_raw_fd().to_string()])
             .arg("--config")
@@ -134,7 +138,13 @@ impl Machine {
 
     /// Weighs it from now on.
     pub(super) fn weighed(&self) -> Scales {
-        Scales::under(self.child.id())
+        let id = self.child.id();
+        let children = format!("/proc/{id}/task/{id}/children");
+        let vmm = until("the VMM is started", || {
+            let children = fs::read_to_string(&children).ok()?;
+            children.split_whitespace().next()?.parse().ok()
+        });
+        Scales::under(vmm)
     }
 
     /// What its guest, and it, have said so far.

@@ -117,10 +117,6 @@ fn memory_is_had_as_offered_and_no_further() {
             || status.signal() == Some(Signal::SEGV.as_raw())
             || words.0.contains("1 tried, 0 wrong");
         assert!(is_its_own, "{attack}: {status} {words:?}");
-        assert!(
-            !status.core_dumped(),
-            "{attack}: the guest's memory was dumped"
-        );
         canary.assert_untouched(&id, Path::new(NO_STATE));
     }
 }
