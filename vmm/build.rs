@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let answered = rules.extract_if(.., |rule| rule.get("answer").is_some());
         let answered: Result<Vec<BpfProgram>, _> = answered.map(|rule| answer(&rule)).collect();
         answers.insert(thread.clone(), answered?);
-        filters.insert(thread.clone(), filter(united(&rules)));
+        filters.insert(thread.clone(), filter(&united(&rules)));
     }
     let text = serde_json::to_vec(&filters)?;
     let out = env::var("OUT_DIR")?;
@@ -69,7 +69,7 @@ fn united(rules: &[Value]) -> Vec<Value> {
     united
 }
 
-fn filter(rules: Vec<Value>) -> Value {
+fn filter(rules: &[Value]) -> Value {
     json!({ "mismatch_action": "trap", "match_action": "allow", "filter": rules })
 }
 
