@@ -222,7 +222,8 @@ async fn an_exec_that_hangs_while_it_is_made_can_be_killed() {
     assert_eq!(code, Code::INTERNAL);
     assert_eq!(message, "the process was killed while it was set up");
     assert_eq!(agent.exit("c", "e").await.status, 137);
-    let deleted = agent.client.delete_process(deadline(), &exec_of("c", "e"));
+    let name = exec_of("c", "e");
+    let deleted = agent.client.delete_process(deadline(), &name);
     deleted.await.unwrap();
     hold(&agent, false);
     assert_eq!(agent.run_exec("c", &process(&["true"])).await.status, 0);
@@ -238,7 +239,8 @@ async fn an_exec_that_hangs_while_it_is_made_can_be_deleted() {
     let exec = agent.exec("c", "e", &command, &none);
     let delete = async {
         until_processes(&agent, 2).await;
-        let deleted = client.delete_process(deadline(), &exec_of("c", "e"));
+        let name = exec_of("c", "e");
+        let deleted = client.delete_process(deadline(), &name);
         deleted.await.unwrap();
         until_processes(&agent, 1).await;
     };
