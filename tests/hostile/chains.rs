@@ -37,7 +37,7 @@ fn try_chain(report: &mut Report, device: Device, chain: &[Descriptor]) {
 }
 
 /// Chains in the queue's own table; afterwards each device works.
-pub fn direct(report: &mut Report) {
+pub(crate) fn direct(report: &mut Report) {
     for device in Device::all() {
         let good = Descriptor {
             address: answer_of(device.slot),
@@ -62,41 +62,7 @@ pub fn direct(report: &mut Report) {
             });
             try_chain(report, device, &ring);
         }
-        for flags in [0, WRITE] {
-            for length in LENGTHS {
-                try_chain(
-                    report,
-                    device,
-                    &[Descriptor {
-                        length,
-                        flags,
-                        ..good
-                    }],
-                );
-                let wraps = 0u64.wrapping_sub(u64::from(length));
-                for address in [
-                    wraps,
-                    u64::MAX,
-                    cpu::ram_end() - 1,
-                    cpu::ram_end(),
-                    0xd000_0000,
-                ] {
-                    let bad = Descriptor {
-                        address,
-                        length,
-                        flags,
-                        next: 0,
-                    };
-                    try_chain(report, device, &[bad]);
-                    let first = Descriptor {
-                        flags: flags | NEXT,
-                        next: 1,
-                        ..good
-                    };
-                    try_chain(report, device, &[first, bad]);
-                }
-            }
-        }
+        outside(report, device, good);
         // To be written first, to be read afterwards; flags that nobody knows.
         let first = Descriptor {
             flags: writes,
@@ -119,8 +85,47 @@ pub fn direct(report: &mut Report) {
     }
 }
 
+/// Lengths and addresses that are not in memory, in the first descriptor and in the second one.
+fn outside(report: &mut Report, device: Device, good: Descriptor) {
+    for flags in [0, WRITE] {
+        for length in LENGTHS {
+            try_chain(
+                report,
+                device,
+                &[Descriptor {
+                    length,
+                    flags,
+                    ..good
+                }],
+            );
+            let wraps = 0u64.wrapping_sub(u64::from(length));
+            for address in [
+                wraps,
+                u64::MAX,
+                cpu::ram_end() - 1,
+                cpu::ram_end(),
+                0xd000_0000,
+            ] {
+                let bad = Descriptor {
+                    address,
+                    length,
+                    flags,
+                    next: 0,
+                };
+                try_chain(report, device, &[bad]);
+                let first = Descriptor {
+                    flags: flags | NEXT,
+                    next: 1,
+                    ..good
+                };
+                try_chain(report, device, &[first, bad]);
+            }
+        }
+    }
+}
+
 /// Chains in tables of their own; afterwards each device works.
-pub fn indirect(report: &mut Report) {
+pub(crate) fn indirect(report: &mut Report) {
     for device in Device::all() {
         let table = table_of(device.slot);
         let entry = Descriptor {

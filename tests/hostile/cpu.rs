@@ -1,16 +1,16 @@
-//! The processor and the machine's addresses: the one place with unsafe code and assembly.
+//! The processor and the machine's addresses: with `start`, the one place with unsafe code and assembly.
 //!
 //! Physical memory is mapped onto itself. The program's own image is one piece of it, known to Rust; [`place`] refuses addresses in it, so that
 //! nothing done to memory by address, here or by a device that was told of it, touches a Rust object.
 
-use core::arch::{asm, global_asm};
+use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// How often something that is about to happen is looked at before it is given up.
-pub const PATIENCE: u32 = 10_000_000;
+pub(crate) const PATIENCE: u32 = 10_000_000;
 /// Looks between two exits of the VM, which give the device's thread the processor where there is but one.
-pub const LOOKS_PER_EXIT: u32 = 32;
+pub(crate) const LOOKS_PER_EXIT: u32 = 32;
 
 /// Memory of the guest's that is mapped: more than any case gives it.
 const MAPPED_GIB: usize = 16;
@@ -23,123 +23,7 @@ const LINE_STATUS: u16 = 0x3fd;
 
 const LOCAL_APIC: u64 = 0xfee0_0000;
 /// Where the second vCPU begins, in real mode: free low memory.
-const TRAMPOLINE: u64 = 0x3_0000;
-
-// `begin` and the second vCPU's `run_second` never return.
-global_asm!(
-    r#"
-    .section .text.start, "ax"
-    .global start
-start:
-    cli
-    leaq boot_stack_top(%rip), %rsp
-    movq %cr0, %rax
-    andl $0xfffffffb, %eax
-    orl $2, %eax
-    movq %rax, %cr0
-    movq %cr4, %rax
-    orl $0x600, %eax
-    movq %rax, %cr4
-    movq %rsi, %rdi
-    call {begin}
-
-    .global trampoline_start, trampoline_end, trampoline_tables, trampoline_stack, trampoline_entry
-trampoline_start:
-    .code16
-    cli
-    movw %cs, %ax
-    movw %ax, %ds
-    lgdtl (trampoline_gdtr - trampoline_start)
-    movl %cr4, %eax
-    orl $0x620, %eax
-    movl %eax, %cr4
-    movl (trampoline_tables - trampoline_start), %eax
-    movl %eax, %cr3
-    movl $0xc0000080, %ecx
-    rdmsr
-    orl $0x100, %eax
-    wrmsr
-    movl %cr0, %eax
-    andl $0x9ffffffb, %eax
-    orl $0x80000003, %eax
-    movl %eax, %cr0
-    ljmpl $8, $({trampoline} + trampoline_long - trampoline_start)
-    .code64
-trampoline_long:
-    movw $16, %ax
-    movw %ax, %ds
-    movw %ax, %es
-    movw %ax, %ss
-    movq trampoline_stack(%rip), %rsp
-    movq trampoline_entry(%rip), %rax
-    call *%rax
-    .balign 8
-trampoline_gdt:
-    .quad 0, 0x00af9a000000ffff, 0x00cf92000000ffff
-trampoline_gdtr:
-    .word 23
-    .long {trampoline} + trampoline_gdt - trampoline_start
-    .balign 8
-trampoline_tables:
-    .quad 0
-trampoline_stack:
-    .quad 0
-trampoline_entry:
-    .quad 0
-trampoline_end:
-
-    .section .bss
-    .balign 16
-    .skip 0x10000
-boot_stack_top:
-    .skip 0x10000
-second_stack_top:
-
-    .section .text
-    .global memcpy, memmove, memset, memcmp, bcmp
-memcpy:
-    movq %rdi, %rax
-    movq %rdx, %rcx
-    rep movsb
-    ret
-memmove:
-    movq %rdi, %rax
-    movq %rdx, %rcx
-    movq %rdi, %r8
-    subq %rsi, %r8
-    cmpq %rdx, %r8
-    jae 2f
-    std
-    leaq -1(%rdi,%rdx), %rdi
-    leaq -1(%rsi,%rdx), %rsi
-    rep movsb
-    cld
-    ret
-2:  rep movsb
-    ret
-memset:
-    movq %rdi, %r8
-    movl %esi, %eax
-    movq %rdx, %rcx
-    rep stosb
-    movq %r8, %rax
-    ret
-memcmp:
-bcmp:
-    xorl %eax, %eax
-    movq %rdx, %rcx
-    cmpb %al, %al
-    repe cmpsb
-    je 3f
-    movzbl -1(%rdi), %eax
-    movzbl -1(%rsi), %ecx
-    subl %ecx, %eax
-3:  ret
-    "#,
-    begin = sym enter,
-    trampoline = const TRAMPOLINE,
-    options(att_syntax)
-);
+pub(crate) const TRAMPOLINE: u64 = 0x3_0000;
 
 unsafe extern "C" {
     static image_start: u8;
@@ -153,7 +37,7 @@ unsafe extern "C" {
 }
 
 /// The boot processor comes here with a stack.
-extern "C" fn enter(zero_page: u64) -> ! {
+pub(crate) extern "C" fn enter(zero_page: u64) -> ! {
     crate::begin(zero_page)
 }
 
@@ -166,7 +50,7 @@ static TABLES: Tables = Tables([const { [const { AtomicU64::new(0) }; 512] }; MA
 // === Addresses ===
 
 /// Maps the first [`MAPPED_GIB`] onto themselves, devices and what is nowhere included.
-pub fn map_all() {
+pub(crate) fn map_all() {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     let [root, directories, pages @ ..] = &TABLES.0;
@@ -199,7 +83,7 @@ fn place(address: u64, length: u64) -> *mut u8 {
 macro_rules! access {
     ($read:ident, $write:ident, $type:ty, $class:ident, $register:literal) => {
         /// Reads at a physical address, aligned or not, by one instruction.
-        pub fn $read(address: u64) -> $type {
+        pub(crate) fn $read(address: u64) -> $type {
             let from = place(address, size_of::<$type>() as u64);
             let value: $type;
             // SAFETY: it is mapped, and no Rust object lies there.
@@ -214,7 +98,7 @@ macro_rules! access {
         }
 
         /// Writes at a physical address, aligned or not, by one instruction.
-        pub fn $write(address: u64, value: $type) {
+        pub(crate) fn $write(address: u64, value: $type) {
             let to = place(address, size_of::<$type>() as u64);
             // SAFETY: it is mapped, and no Rust object lies there.
             unsafe {
@@ -233,28 +117,28 @@ access!(read32, write32, u32, reg, "{value:e}");
 access!(read64, write64, u64, reg, "{value:r}");
 
 /// Copies bytes to physical memory.
-pub fn copy_in(address: u64, bytes: &[u8]) {
+pub(crate) fn copy_in(address: u64, bytes: &[u8]) {
     let to = place(address, bytes.len() as u64);
     // SAFETY: it is mapped, and no Rust object lies there.
     unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
 }
 
 /// Copies bytes from physical memory.
-pub fn copy_out(address: u64, bytes: &mut [u8]) {
+pub(crate) fn copy_out(address: u64, bytes: &mut [u8]) {
     let from = place(address, bytes.len() as u64);
     // SAFETY: it is mapped, and no Rust object lies there.
     unsafe { ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
 }
 
 /// Fills physical memory.
-pub fn fill(address: u64, byte: u8, length: u64) {
+pub(crate) fn fill(address: u64, byte: u8, length: u64) {
     let to = place(address, length);
     // SAFETY: it is mapped, and no Rust object lies there.
     unsafe { ptr::write_bytes(to, byte, length as usize) };
 }
 
 /// The initrd, as far as there is room for it.
-pub fn initrd(zero_page: u64, room: &mut [u8]) -> &[u8] {
+pub(crate) fn initrd(zero_page: u64, room: &mut [u8]) -> &[u8] {
     let (address, length) = (read32(zero_page + 0x218), read32(zero_page + 0x21c));
     let text = &mut room[..(length as usize).min(crate::ORDERS_MAX)];
     copy_out(address.into(), text);
@@ -262,7 +146,7 @@ pub fn initrd(zero_page: u64, room: &mut [u8]) -> &[u8] {
 }
 
 /// Where RAM below the device gap ends: by the last entry of the zero page's map that lies there.
-pub fn ram_end() -> u64 {
+pub(crate) fn ram_end() -> u64 {
     const ZERO_PAGE: u64 = 0x7000;
     let count = u64::from(read8(ZERO_PAGE + 0x1e8));
     let entry = |index| ZERO_PAGE + 0x2d0 + index * 20;
@@ -273,7 +157,7 @@ pub fn ram_end() -> u64 {
 // === Ports ===
 
 /// Writes a byte to a port.
-pub fn out8(port: u16, value: u8) {
+pub(crate) fn out8(port: u16, value: u8) {
     // SAFETY: no port of this machine changes memory.
     unsafe {
         asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
@@ -281,7 +165,7 @@ pub fn out8(port: u16, value: u8) {
 }
 
 /// Writes two bytes to a port.
-pub fn out16(port: u16, value: u16) {
+pub(crate) fn out16(port: u16, value: u16) {
     // SAFETY: no port of this machine changes memory.
     unsafe {
         asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags))
@@ -289,7 +173,7 @@ pub fn out16(port: u16, value: u16) {
 }
 
 /// Writes four bytes to a port.
-pub fn out32(port: u16, value: u32) {
+pub(crate) fn out32(port: u16, value: u32) {
     // SAFETY: no port of this machine changes memory.
     unsafe {
         asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
@@ -297,7 +181,7 @@ pub fn out32(port: u16, value: u32) {
 }
 
 /// Writes bytes from memory to a port by one instruction.
-pub fn out_string(port: u16, bytes: &[u8]) {
+pub(crate) fn out_string(port: u16, bytes: &[u8]) {
     let length = bytes.len();
     // SAFETY: it reads the slice; no port of this machine changes memory.
     unsafe {
@@ -310,7 +194,7 @@ pub fn out_string(port: u16, bytes: &[u8]) {
 }
 
 /// Reads a byte from a port.
-pub fn in8(port: u16) -> u8 {
+pub(crate) fn in8(port: u16) -> u8 {
     let value;
     // SAFETY: no port of this machine changes memory.
     unsafe {
@@ -320,7 +204,7 @@ pub fn in8(port: u16) -> u8 {
 }
 
 /// Reads four bytes from a port.
-pub fn in32(port: u16) -> u32 {
+pub(crate) fn in32(port: u16) -> u32 {
     let value;
     // SAFETY: no port of this machine changes memory.
     unsafe {
@@ -332,17 +216,17 @@ pub fn in32(port: u16) -> u32 {
 // === Waiting ===
 
 /// Gives devices a moment.
-pub fn relax() {
+pub(crate) fn relax() {
     in8(LINE_STATUS);
 }
 
 /// Looks until there is something, or [`PATIENCE`] ends.
-pub fn wait<T>(look: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn wait<T>(look: impl FnMut() -> Option<T>) -> Option<T> {
     wait_for(PATIENCE, look)
 }
 
 /// The same with so many looks.
-pub fn wait_for<T>(looks: u32, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn wait_for<T>(looks: u32, mut look: impl FnMut() -> Option<T>) -> Option<T> {
     for count in 0..looks {
         if let Some(found) = look() {
             return Some(found);
@@ -358,7 +242,7 @@ pub fn wait_for<T>(looks: u32, mut look: impl FnMut() -> Option<T>) -> Option<T>
 // === The end ===
 
 /// Stops this vCPU for ever.
-pub fn halt() -> ! {
+pub(crate) fn halt() -> ! {
     loop {
         // SAFETY: interrupts are off, so it never comes back.
         unsafe { asm!("cli", "hlt", options(nomem, nostack)) };
@@ -366,19 +250,19 @@ pub fn halt() -> ! {
 }
 
 /// Resets the machine.
-pub fn reset() -> ! {
+pub(crate) fn reset() -> ! {
     out8(KEYBOARD_CONTROLLER, 0xfe);
     halt()
 }
 
 /// Powers the machine off.
-pub fn power_off() -> ! {
+pub(crate) fn power_off() -> ! {
     out8(POWER, 1);
     halt()
 }
 
 /// Faults without anybody to take the fault.
-pub fn triple_fault() -> ! {
+pub(crate) fn triple_fault() -> ! {
     let nothing = [0u16; 5];
     // SAFETY: the machine ends here.
     unsafe { asm!("lidt [{}]", "int3", in(reg) &nothing) };
@@ -391,7 +275,7 @@ static WORK: AtomicU64 = AtomicU64::new(0);
 static IS_UP: AtomicBool = AtomicBool::new(false);
 
 /// Starts the second vCPU, which runs `work` for ever. False if it does not come.
-pub fn start_second(work: fn()) -> bool {
+pub(crate) fn start_second(work: fn()) -> bool {
     IS_UP.store(false, Ordering::SeqCst);
     WORK.store(work as usize as u64, Ordering::SeqCst);
     let (start, end) = (&raw const trampoline_start, &raw const trampoline_end);
@@ -442,7 +326,7 @@ extern "C" fn run_second() -> ! {
 // === Words ===
 
 /// The bytes of words, as this processor has them: little endian.
-pub fn bytes_of_words(words: &[u32]) -> &[u8] {
+pub(crate) fn bytes_of_words(words: &[u32]) -> &[u8] {
     // SAFETY: the bytes of the same slice.
     unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
 }

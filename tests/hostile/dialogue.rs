@@ -5,7 +5,7 @@
 
 use crate::cpu;
 use crate::log::{Report, say};
-use crate::packets::{AGENT_PORT, DATA, Packet, REQUEST, RESPONSE, Socket};
+use crate::socket::{AGENT_PORT, DATA, Packet, REQUEST, RESPONSE, Socket};
 
 /// The port that the agent dials from.
 const PORT: u32 = 4242;
@@ -50,7 +50,7 @@ impl Line {
 }
 
 /// Dials, waits for the first request, and answers with garbage until the supervisor hangs up.
-pub fn replies(report: &mut Report) {
+pub(crate) fn replies(report: &mut Report) {
     let Some(mut socket) = Socket::new() else {
         return report.wrong(format_args!("there is no socket device"));
     };

@@ -4,7 +4,7 @@ use crate::cpu;
 use crate::log::Report;
 
 /// Reads and writes where there is neither memory nor a device: ones, and nothing happens.
-pub fn nowhere(report: &mut Report) {
+pub(crate) fn nowhere(report: &mut Report) {
     let end = cpu::ram_end();
     for address in [
         end,
@@ -27,25 +27,25 @@ pub fn nowhere(report: &mut Report) {
     }
 }
 
-pub fn reset(_: &mut Report) {
+pub(crate) fn reset(_: &mut Report) {
     cpu::reset()
 }
 
-pub fn power_off(_: &mut Report) {
+pub(crate) fn power_off(_: &mut Report) {
     cpu::power_off()
 }
 
-pub fn triple_fault(_: &mut Report) {
+pub(crate) fn triple_fault(_: &mut Report) {
     cpu::triple_fault()
 }
 
 /// Sleeps for ever, with interrupts off.
-pub fn halt(_: &mut Report) {
+pub(crate) fn halt(_: &mut Report) {
     cpu::halt()
 }
 
 /// Runs for ever without leaving guest mode by itself.
-pub fn spin(_: &mut Report) {
+pub(crate) fn spin(_: &mut Report) {
     loop {
         core::hint::spin_loop();
     }

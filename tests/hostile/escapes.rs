@@ -26,7 +26,7 @@ fn refused(report: &mut Report, what: &str, answer: crate::share::Answer) {
 }
 
 /// Links in a root file system: the guest's kernel follows them, the host never does.
-pub fn links(report: &mut Report) {
+pub(crate) fn links(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -98,7 +98,7 @@ pub fn links(report: &mut Report) {
 }
 
 /// Nodes of devices, pipes and sockets: they may be made, and are not opened here.
-pub fn nodes(report: &mut Report) {
+pub(crate) fn nodes(report: &mut Report) {
     const DEVICES: [(u32, u32, u32); 9] = [
         (S_IFCHR, 1, 1),
         (S_IFCHR, 1, 3),

@@ -24,7 +24,7 @@ fn refused(report: &mut Report, what: &str, answer: Answer) {
 }
 
 /// Names that are no name, in every operation that takes one.
-pub fn names(report: &mut Report) {
+pub(crate) fn names(report: &mut Report) {
     static LONG: [u8; 0x1_0000] = [b'n'; 0x1_0000];
     let Some((mut share, tree)) = mounted(report) else {
         return;
@@ -83,7 +83,7 @@ pub fn names(report: &mut Report) {
 }
 
 /// Every operation with bodies and lengths of no sense; sessions that begin and end in every way.
-pub fn messages(report: &mut Report) {
+pub(crate) fn messages(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -156,7 +156,7 @@ fn sessions(report: &mut Report, share: &mut Share) {
 }
 
 /// Inodes and handles that nobody gave out, and more given back than was given.
-pub fn handles(report: &mut Report) {
+pub(crate) fn handles(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -219,7 +219,7 @@ pub fn handles(report: &mut Report) {
 }
 
 /// Offsets, sizes and lengths beyond all files and disks.
-pub fn ranges(report: &mut Report) {
+pub(crate) fn ranges(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -293,7 +293,7 @@ fn copies(report: &mut Report, share: &mut Share, tree: Tree, file: u64, handle:
 }
 
 /// Opens one file until there are no descriptors left; the other devices and a new session still have some.
-pub fn descriptors(report: &mut Report) {
+pub(crate) fn descriptors(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -379,7 +379,7 @@ fn open_many(share: &mut Share) -> (u32, i32) {
 }
 
 /// The order to write back a whole file system, again and again.
-pub fn syncs(report: &mut Report) {
+pub(crate) fn syncs(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };

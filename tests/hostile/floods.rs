@@ -18,7 +18,7 @@ const READING: u32 = 5_000;
 const MARKS: u32 = 8_000;
 
 /// Kicks on all queues of devices that run, that are in reset, and that are not there.
-pub fn kicks(report: &mut Report) {
+pub(crate) fn kicks(report: &mut Report) {
     for is_live in [false, true] {
         for device in Device::all() {
             device.reset();
@@ -50,7 +50,7 @@ pub fn kicks(report: &mut Report) {
 }
 
 /// The serial port: a line without end, bytes of every value, lines of one byte.
-pub fn serial(report: &mut Report) {
+pub(crate) fn serial(report: &mut Report) {
     const DATA: u16 = 0x3f8;
     for count in 0..SERIAL_BYTES {
         let byte = match count % 3 {
@@ -78,7 +78,7 @@ pub fn serial(report: &mut Report) {
 }
 
 /// The console device: chains of the largest size, with escapes and without line ends.
-pub fn console(report: &mut Report) {
+pub(crate) fn console(report: &mut Report) {
     const CHAIN: u32 = 4096;
     let Some(device) = Device::at(CONSOLE) else {
         return report.wrong(format_args!("there is no console"));
@@ -109,7 +109,7 @@ pub fn console(report: &mut Report) {
 }
 
 /// The port that ends the machine and marks milestones: everything but the end.
-pub fn marks(report: &mut Report) {
+pub(crate) fn marks(report: &mut Report) {
     const POWER: u16 = 0x600;
     const KEYBOARD_CONTROLLER: u16 = 0x64;
     for count in 0..MARKS {

@@ -24,20 +24,20 @@ const LOOKS_MAX: u32 = 20_000;
 
 /// Inodes of a container's part of the share.
 #[derive(Clone, Copy)]
-pub struct Tree {
-    pub container: u64,
-    pub rootfs: u64,
-    pub marker: u64,
-    pub mounts: u64,
-    pub volume: u64,
-    pub read_only: u64,
+pub(crate) struct Tree {
+    pub(crate) container: u64,
+    pub(crate) rootfs: u64,
+    pub(crate) marker: u64,
+    pub(crate) mounts: u64,
+    pub(crate) volume: u64,
+    pub(crate) read_only: u64,
     name: [u8; 256],
     name_length: usize,
 }
 
 impl Tree {
     /// Waits for the container's files.
-    pub fn find(share: &mut Share) -> Option<Self> {
+    pub(crate) fn find(share: &mut Share) -> Option<Self> {
         for _ in 0..LOOKS_MAX {
             if let Some(tree) = Self::look(share) {
                 return Some(tree);
@@ -72,7 +72,7 @@ impl Tree {
 }
 
 /// The share and the container's part of it, or a word that it is not there.
-pub fn mounted(report: &mut Report) -> Option<(Share, Tree)> {
+pub(crate) fn mounted(report: &mut Report) -> Option<(Share, Tree)> {
     let Some(mut share) = Share::mounted() else {
         report.wrong(format_args!("the share is not mounted"));
         return None;
@@ -94,7 +94,7 @@ fn refused(report: &mut Report, level: &str, what: &str, answer: Answer) {
 }
 
 /// Every operation that changes something, at each level.
-pub fn all(report: &mut Report) {
+pub(crate) fn all(report: &mut Report) {
     let Some((mut share, tree)) = mounted(report) else {
         return;
     };
@@ -278,7 +278,7 @@ impl Level<'_> {
 }
 
 /// `struct fuse_setattr_in`.
-pub fn attributes(valid: u32) -> [u8; 88] {
+pub(crate) fn attributes(valid: u32) -> [u8; 88] {
     let mut body = [0; 88];
     body[..4].copy_from_slice(&valid.to_le_bytes());
     body[68..72].copy_from_slice(&0o777u32.to_le_bytes());

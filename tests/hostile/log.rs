@@ -10,7 +10,7 @@ const DATA: u16 = 0x3f8;
 const LINES_MAX: u32 = 12;
 
 /// The serial port.
-pub struct Serial;
+pub(crate) struct Serial;
 
 impl fmt::Write for Serial {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -30,17 +30,17 @@ macro_rules! say {
 pub(crate) use say;
 
 /// What came of an attack.
-pub struct Report {
+pub(crate) struct Report {
     name: &'static str,
     /// How much it tried.
-    pub tried: u32,
+    pub(crate) tried: u32,
     /// How much of that a VMM without fault would not have let happen.
-    pub wrong: u32,
+    pub(crate) wrong: u32,
 }
 
 impl Report {
     /// Nothing yet.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let known = crate::ATTACKS.iter().find(|(known, _)| *known == name);
         Self {
             name: known.map_or("", |(known, _)| known),
@@ -50,12 +50,12 @@ impl Report {
     }
 
     /// One thing more was tried.
-    pub fn tried(&mut self) {
+    pub(crate) fn tried(&mut self) {
         self.tried += 1;
     }
 
     /// Something came out as it must not.
-    pub fn wrong(&mut self, what: fmt::Arguments<'_>) {
+    pub(crate) fn wrong(&mut self, what: fmt::Arguments<'_>) {
         self.wrong += 1;
         if self.wrong <= LINES_MAX {
             say!("{}: WRONG: {what}", self.name);
@@ -63,7 +63,7 @@ impl Report {
     }
 
     /// One thing more was tried, and this must hold.
-    pub fn expect(&mut self, holds: bool, what: fmt::Arguments<'_>) {
+    pub(crate) fn expect(&mut self, holds: bool, what: fmt::Arguments<'_>) {
         self.tried();
         if !holds {
             self.wrong(what);

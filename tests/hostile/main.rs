@@ -31,14 +31,20 @@ mod races;
 mod registers;
 mod rings;
 mod share;
+mod socket;
+#[expect(unsafe_code, reason = "the first instructions are no compiler's")]
+mod start;
 mod transport;
 
 use core::str;
 
 use log::{Report, say};
 
-/// Every attack: its name in the orders, and what it does.
-const ATTACKS: &[(&str, fn(&mut Report))] = &[
+/// What an attack does.
+type Attack = fn(&mut Report);
+
+/// Every attack by its name in the orders.
+const ATTACKS: &[(&str, Attack)] = &[
     ("rings", rings::layouts),
     ("indices", rings::indices),
     ("chains", chains::direct),

@@ -1,24 +1,11 @@
 //! Packets of the socket device: lies in every field, masses of small ones, connections without end.
 
-use crate::cpu;
 use crate::log::{Report, say};
-use crate::transport::{Device, Live, VSOCK, WRITE, answer_of, request_of};
-
-/// Operations (virtio 1.2, section 5.10.6).
-pub const REQUEST: u16 = 1;
-pub const RESPONSE: u16 = 2;
-pub const RESET: u16 = 3;
-pub const SHUTDOWN: u16 = 4;
-pub const DATA: u16 = 5;
-pub const CREDIT_UPDATE: u16 = 6;
-pub const CREDIT_REQUEST: u16 = 7;
-
-const HEADER: u32 = 44;
-/// The guest's address, and the host's.
-const GUEST: u64 = 3;
-const HOST: u64 = 2;
-/// The port on which the supervisor waits for the agent.
-pub const AGENT_PORT: u32 = 1024;
+use crate::socket::{
+    AGENT_PORT, CREDIT_REQUEST, CREDIT_UPDATE, DATA, ENTRIES, Packet, REQUEST, RESET, RESPONSE,
+    SHUTDOWN, Socket,
+};
+use crate::transport::{Device, VSOCK, WRITE, answer_of, request_of};
 
 /// Ports from the agent's on that a VMM with a case for its supervisor has, each to be dialled once; a sandbox's has the first one alone.
 const PORTS: u32 = 64;
@@ -26,181 +13,12 @@ const PORTS: u32 = 64;
 const CREDIT_PORT: u32 = AGENT_PORT + PORTS - 4;
 const STORM_PORT: u32 = CREDIT_PORT - 2;
 
-/// Entries of the queues, and the distance of their buffers.
-const ENTRIES: u16 = 128;
-const TX_BYTES: u64 = 2048;
-const RX_BYTES: u32 = 4096;
-
 /// Packets of a storm.
 const STORM: u32 = 4_000;
-/// Looks at a device that takes nothing because it has no room for answers.
-const STALLED: u32 = 20_000;
 /// Connections that are asked for.
 const DIALS: u32 = 1_500;
 /// No VMM holds more connections for one guest.
 const CONNECTIONS_MAX: u32 = 1024;
-
-/// The header of a packet.
-#[derive(Clone, Copy)]
-pub struct Packet {
-    pub src_cid: u64,
-    pub dst_cid: u64,
-    pub src_port: u32,
-    pub dst_port: u32,
-    pub len: u32,
-    pub kind: u16,
-    pub op: u16,
-    pub flags: u32,
-    pub buf_alloc: u32,
-    pub fwd_cnt: u32,
-}
-
-impl Packet {
-    /// A packet without fault.
-    pub fn new(op: u16, src_port: u32, dst_port: u32) -> Self {
-        Self {
-            src_cid: GUEST,
-            dst_cid: HOST,
-            src_port,
-            dst_port,
-            len: 0,
-            kind: 1,
-            op,
-            flags: 0,
-            buf_alloc: 1 << 18,
-            fwd_cnt: 0,
-        }
-    }
-
-    /// Asks for a connection.
-    pub fn request(src_port: u32, dst_port: u32) -> Self {
-        Self::new(REQUEST, src_port, dst_port)
-    }
-
-    /// Its 44 bytes.
-    pub fn bytes(&self) -> [u8; HEADER as usize] {
-        let mut bytes = [0; HEADER as usize];
-        let mut at = 0;
-        let mut put = |field: &[u8]| {
-            bytes[at..at + field.len()].copy_from_slice(field);
-            at += field.len();
-        };
-        put(&self.src_cid.to_le_bytes());
-        put(&self.dst_cid.to_le_bytes());
-        put(&self.src_port.to_le_bytes());
-        put(&self.dst_port.to_le_bytes());
-        put(&self.len.to_le_bytes());
-        put(&self.kind.to_le_bytes());
-        put(&self.op.to_le_bytes());
-        put(&self.flags.to_le_bytes());
-        put(&self.buf_alloc.to_le_bytes());
-        put(&self.fwd_cnt.to_le_bytes());
-        bytes
-    }
-}
-
-/// The socket device with its receive queue filled.
-pub struct Socket {
-    pub live: Live,
-    /// Packets that came, by operation.
-    pub came: [u32; 8],
-    /// Where the last one lies, and its length with its header.
-    pub last: (u64, u32),
-    /// Looks until a packet that is not taken is given up.
-    patience: u32,
-}
-
-impl Socket {
-    /// `room`: buffers to receive in.
-    pub fn with_room(room: u16) -> Option<Self> {
-        let mut live = Device::at(VSOCK)?.bring_up(ENTRIES);
-        for index in 0..room {
-            let at = answer_of(VSOCK) + u64::from(index) * u64::from(RX_BYTES);
-            live.rings[0].offer_buffer(index, at, RX_BYTES, WRITE);
-        }
-        live.device.kick(0);
-        Some(Self {
-            live,
-            came: [0; 8],
-            last: (0, 0),
-            patience: if room > 0 { cpu::PATIENCE } else { STALLED },
-        })
-    }
-
-    pub fn new() -> Option<Self> {
-        Self::with_room(ENTRIES)
-    }
-
-    /// Takes what has come; whether anything has.
-    pub fn drain(&mut self) -> bool {
-        let mut any = false;
-        while let Some((index, length)) = self.live.rings[0].take() {
-            let index = index as u16 % ENTRIES;
-            let at = answer_of(VSOCK) + u64::from(index) * u64::from(RX_BYTES);
-            self.last = (at, length);
-            let op = cpu::read16(at + 30);
-            self.came[usize::from(op) % self.came.len()] += 1;
-            self.live.rings[0].offer_buffer(index, at, RX_BYTES, WRITE);
-            any = true;
-        }
-        if any {
-            self.live.device.kick(0);
-        }
-        any
-    }
-
-    /// Offers a packet with `payload`, however long its header says it is; false when the device takes no more.
-    pub fn put(&mut self, packet: &Packet, payload: &[u8]) -> bool {
-        let queued = cpu::wait_for(self.patience, || {
-            self.drain();
-            if self.live.rings[1].out() < ENTRIES {
-                return Some(true);
-            }
-            self.live.device.kick(1);
-            self.live.device.is_broken().then_some(false)
-        });
-        if queued != Some(true) {
-            return false;
-        }
-        let ring = &mut self.live.rings[1];
-        let index = ring.next % ENTRIES;
-        let at = request_of(VSOCK) + u64::from(index) * TX_BYTES;
-        cpu::copy_in(at, &packet.bytes());
-        cpu::copy_in(at + u64::from(HEADER), payload);
-        ring.offer_buffer(index, at, HEADER + payload.len() as u32, 0);
-        true
-    }
-
-    /// Sends it at once.
-    pub fn send(&mut self, packet: &Packet, payload: &[u8]) -> bool {
-        let taken = self.put(packet, payload);
-        self.live.device.kick(1);
-        taken
-    }
-
-    /// Waits until the device has taken everything.
-    pub fn settle(&mut self) {
-        self.live.device.kick(1);
-        cpu::wait(|| {
-            self.drain();
-            (self.live.rings[1].out() == 0 || self.live.device.is_broken()).then_some(())
-        });
-    }
-
-    /// Sends a packet and waits for one; its operation, 0 if none comes.
-    pub fn ask(&mut self, packet: &Packet, payload: &[u8]) -> u16 {
-        self.drain();
-        self.send(packet, payload);
-        let came = cpu::wait(|| {
-            let came = self.drain();
-            (came || self.live.device.is_broken()).then_some(came)
-        });
-        match came {
-            Some(true) => cpu::read16(self.last.0 + 30),
-            _ => 0,
-        }
-    }
-}
 
 fn no_device(report: &mut Report) {
     report.wrong(format_args!("there is no socket device"));
@@ -215,7 +33,7 @@ fn expect_works(report: &mut Report) {
 }
 
 /// Headers without sense, one field after another, on connections that are there and that are not.
-pub fn malformed(report: &mut Report) {
+pub(crate) fn malformed(report: &mut Report) {
     let Some(mut socket) = Socket::new() else {
         return no_device(report);
     };
@@ -232,6 +50,14 @@ pub fn malformed(report: &mut Report) {
         port = (port + 1).min(STORM_PORT - 1);
         socket.settle();
     };
+    addresses(good, &mut try_packet);
+    contents(good, &mut try_packet);
+    short(report);
+    expect_works(report);
+}
+
+/// From nobody, to nobody, of another kind.
+fn addresses(good: Packet, try_packet: &mut dyn FnMut(Packet)) {
     for cid in [0, 1, 2, 3, 4, u64::from(u32::MAX), 1 << 32, u64::MAX] {
         try_packet(Packet {
             src_cid: cid,
@@ -256,6 +82,22 @@ pub fn malformed(report: &mut Report) {
             ..good
         });
     }
+    for port in [0, 1, 1023, 1025, 1 << 30, 1 << 31, u32::MAX] {
+        try_packet(Packet {
+            dst_port: port,
+            len: 3,
+            ..good
+        });
+        try_packet(Packet {
+            src_port: port,
+            len: 3,
+            ..good
+        });
+    }
+}
+
+/// Operations, lengths and flags without sense.
+fn contents(good: Packet, try_packet: &mut dyn FnMut(Packet)) {
     for op in [0, RESPONSE, 8, 9, 255, 256, u16::MAX] {
         try_packet(Packet { op, len: 3, ..good });
     }
@@ -295,20 +137,6 @@ pub fn malformed(report: &mut Report) {
             ..good
         });
     }
-    for port in [0, 1, 1023, 1025, 1 << 30, 1 << 31, u32::MAX] {
-        try_packet(Packet {
-            dst_port: port,
-            len: 3,
-            ..good
-        });
-        try_packet(Packet {
-            src_port: port,
-            len: 3,
-            ..good
-        });
-    }
-    short(report);
-    expect_works(report);
 }
 
 /// Chains that are no packet, and room that is no packet's.
@@ -334,7 +162,7 @@ fn short(report: &mut Report) {
 }
 
 /// A connection to every port of interest: the agent's is the only one.
-pub fn ports(report: &mut Report) {
+pub(crate) fn ports(report: &mut Report) {
     let Some(mut socket) = Socket::new() else {
         return no_device(report);
     };
@@ -359,7 +187,7 @@ pub fn ports(report: &mut Report) {
 }
 
 /// More bytes than credit, credit that is none, and the ends of directions in every order.
-pub fn credit(report: &mut Report) {
+pub(crate) fn credit(report: &mut Report) {
     let Some(mut socket) = Socket::new() else {
         return no_device(report);
     };
@@ -416,7 +244,7 @@ pub fn credit(report: &mut Report) {
 }
 
 /// Masses of packets that belong to nothing, and of the smallest ones, with room for answers and without.
-pub fn storm(report: &mut Report) {
+pub(crate) fn storm(report: &mut Report) {
     for room in [ENTRIES, 0] {
         let Some(mut socket) = Socket::with_room(room) else {
             return no_device(report);
@@ -450,7 +278,7 @@ pub fn storm(report: &mut Report) {
 }
 
 /// Connections to the agent's port, many more than one.
-pub fn dials(report: &mut Report) {
+pub(crate) fn dials(report: &mut Report) {
     let granted = dial_many(report);
     report.expect(
         granted <= CONNECTIONS_MAX,
@@ -461,7 +289,7 @@ pub fn dials(report: &mut Report) {
 }
 
 /// The same for ever.
-pub fn dials_for_ever(report: &mut Report) {
+pub(crate) fn dials_for_ever(report: &mut Report) {
     loop {
         dial_many(report);
     }

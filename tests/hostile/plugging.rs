@@ -64,7 +64,7 @@ fn config(offset: u64) -> u64 {
 }
 
 /// Before any memory is offered: nothing can be had, and nothing is known of blocks that are not there.
-pub fn out_of_range(report: &mut Report) {
+pub(crate) fn out_of_range(report: &mut Report) {
     let Some(mut memory) = Memory::new(report) else {
         return;
     };
@@ -120,7 +120,7 @@ pub fn out_of_range(report: &mut Report) {
 }
 
 /// Every other block, again and again, and then more than was offered.
-pub fn alternate(report: &mut Report) {
+pub(crate) fn alternate(report: &mut Report) {
     let Some(mut memory) = Memory::new(report) else {
         return;
     };
@@ -158,7 +158,7 @@ pub fn alternate(report: &mut Report) {
 }
 
 /// The processor at memory that is not plugged: this ends the machine.
-pub fn touch_unplugged(report: &mut Report) {
+pub(crate) fn touch_unplugged(report: &mut Report) {
     let Some(memory) = Memory::new(report) else {
         return;
     };
@@ -168,7 +168,7 @@ pub fn touch_unplugged(report: &mut Report) {
 }
 
 /// A device at memory that is not plugged: this ends the machine, too, or the device.
-pub fn ring_in_unplugged(report: &mut Report) {
+pub(crate) fn ring_in_unplugged(report: &mut Report) {
     let Some(memory) = Memory::new(report) else {
         return;
     };

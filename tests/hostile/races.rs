@@ -95,12 +95,12 @@ fn race(report: &mut Report, work: fn()) {
 }
 
 /// One vCPU resets and starts a device, the other one does the same, and feeds it.
-pub fn resets(report: &mut Report) {
+pub(crate) fn resets(report: &mut Report) {
     race(report, start_as_well);
 }
 
 /// The memory device is fed without end by one vCPU while the other one resets it, for ever.
-pub fn fed_while_reset(report: &mut Report) {
+pub(crate) fn fed_while_reset(report: &mut Report) {
     let slot = if Device::at(MEM).is_some() { MEM } else { RNG };
     SLOT.store(slot, Ordering::SeqCst);
     if !cpu::start_second(feed) {

@@ -26,7 +26,7 @@ fn identity(device: Device) -> [u32; 7] {
 }
 
 /// All registers with wrong values and of every width, in each state of a device; afterwards it is what it was, and works.
-pub fn in_every_state(report: &mut Report) {
+pub(crate) fn in_every_state(report: &mut Report) {
     for device in Device::all() {
         let before = identity(device);
         for state in 0..4 {
@@ -113,7 +113,7 @@ fn outside(report: &mut Report) {
 }
 
 /// The configuration space read and written byte by byte, word by word, far beyond its end; it stays what it is.
-pub fn configuration(report: &mut Report) {
+pub(crate) fn configuration(report: &mut Report) {
     const BYTES: u64 = 0xf00;
     for device in Device::all() {
         device.set(STATUS, ACKNOWLEDGE_DRIVER);
@@ -154,7 +154,7 @@ pub fn configuration(report: &mut Report) {
 }
 
 /// Queues that are laid out anew while the device runs: it goes on with the old ones.
-pub fn queues_while_running(report: &mut Report) {
+pub(crate) fn queues_while_running(report: &mut Report) {
     for device in Device::all() {
         let queue = request_queue(device.slot);
         let mut live = device.bring_up(SIZE);

@@ -50,7 +50,7 @@ fn addresses() -> [u64; 20] {
 }
 
 /// Every device with every wrong layout of each of its queues; afterwards it works.
-pub fn layouts(report: &mut Report) {
+pub(crate) fn layouts(report: &mut Report) {
     for device in Device::all() {
         for queue in 0..queues(device.slot) {
             let honest = Layout::honest(device.slot, queue, SIZE);
@@ -126,7 +126,7 @@ fn try_layout(report: &mut Report, device: Device, wrong: u32, layout: Layout) {
 }
 
 /// Indices of the available ring that jump, before and while the device looks; afterwards it works.
-pub fn indices(report: &mut Report) {
+pub(crate) fn indices(report: &mut Report) {
     const JUMPS: [u16; 8] = [SIZE + 1, SIZE, 255, 32767, 32768, 65534, 65535, 0];
     const HEADS: [u16; 6] = [SIZE, SIZE + 1, 255, 32768, 65534, 65535];
     for device in Device::all() {

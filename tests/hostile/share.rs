@@ -4,115 +4,121 @@ use crate::cpu;
 use crate::transport::{ANSWER_MAX, Device, FS, Live, SIZE, answer_of, request_of};
 
 /// Operations.
-pub const LOOKUP: u32 = 1;
-pub const FORGET: u32 = 2;
-pub const GETATTR: u32 = 3;
-pub const SETATTR: u32 = 4;
-pub const READLINK: u32 = 5;
-pub const SYMLINK: u32 = 6;
-pub const MKNOD: u32 = 8;
-pub const MKDIR: u32 = 9;
-pub const UNLINK: u32 = 10;
-pub const RMDIR: u32 = 11;
-pub const RENAME: u32 = 12;
-pub const LINK: u32 = 13;
-pub const OPEN: u32 = 14;
-pub const READ: u32 = 15;
-pub const WRITE: u32 = 16;
-pub const SETXATTR: u32 = 21;
-pub const REMOVEXATTR: u32 = 24;
-pub const INIT: u32 = 26;
-pub const OPENDIR: u32 = 27;
-pub const READDIR: u32 = 28;
-pub const RELEASEDIR: u32 = 29;
-pub const CREATE: u32 = 35;
-pub const DESTROY: u32 = 38;
-pub const BATCH_FORGET: u32 = 42;
-pub const FALLOCATE: u32 = 43;
-pub const RENAME2: u32 = 45;
-pub const COPY_FILE_RANGE: u32 = 47;
-pub const SYNCFS: u32 = 50;
-pub const TMPFILE: u32 = 51;
+pub(crate) const LOOKUP: u32 = 1;
+pub(crate) const FORGET: u32 = 2;
+pub(crate) const GETATTR: u32 = 3;
+pub(crate) const SETATTR: u32 = 4;
+pub(crate) const READLINK: u32 = 5;
+pub(crate) const SYMLINK: u32 = 6;
+pub(crate) const MKNOD: u32 = 8;
+pub(crate) const MKDIR: u32 = 9;
+pub(crate) const UNLINK: u32 = 10;
+pub(crate) const RMDIR: u32 = 11;
+pub(crate) const RENAME: u32 = 12;
+pub(crate) const LINK: u32 = 13;
+pub(crate) const OPEN: u32 = 14;
+pub(crate) const READ: u32 = 15;
+pub(crate) const WRITE: u32 = 16;
+pub(crate) const SETXATTR: u32 = 21;
+pub(crate) const REMOVEXATTR: u32 = 24;
+pub(crate) const INIT: u32 = 26;
+pub(crate) const OPENDIR: u32 = 27;
+pub(crate) const READDIR: u32 = 28;
+pub(crate) const RELEASEDIR: u32 = 29;
+pub(crate) const CREATE: u32 = 35;
+pub(crate) const DESTROY: u32 = 38;
+pub(crate) const BATCH_FORGET: u32 = 42;
+pub(crate) const FALLOCATE: u32 = 43;
+pub(crate) const RENAME2: u32 = 45;
+pub(crate) const COPY_FILE_RANGE: u32 = 47;
+pub(crate) const SYNCFS: u32 = 50;
+pub(crate) const TMPFILE: u32 = 51;
 /// The last one known.
-pub const LAST: u32 = 53;
+pub(crate) const LAST: u32 = 53;
 
 /// The root's inode.
-pub const ROOT: u64 = 1;
+pub(crate) const ROOT: u64 = 1;
 
 /// Headers of requests and of answers.
-pub const IN_HEADER: usize = 40;
+pub(crate) const IN_HEADER: usize = 40;
 const OUT_HEADER: u64 = 16;
 /// The longest request that is put together here.
 const REQUEST_MAX: usize = 0x2_0000;
 
 /// What Linux announces at INIT, as far as it matters here: mounts are told apart (`FUSE_SUBMOUNTS`).
-pub const INIT_FLAGS: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 27;
+pub(crate) const INIT_FLAGS: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 27;
 
 /// Flags of `open(2)`.
-pub const O_RDONLY: u32 = 0;
-pub const O_RDWR: u32 = 2;
-pub const O_CREAT: u32 = 0o100;
-pub const O_EXCL: u32 = 0o200;
-pub const O_TRUNC: u32 = 0o1000;
-pub const O_DIRECTORY: u32 = 0o20_0000;
+pub(crate) const O_RDONLY: u32 = 0;
+pub(crate) const O_RDWR: u32 = 2;
+pub(crate) const O_CREAT: u32 = 0o100;
+pub(crate) const O_EXCL: u32 = 0o200;
+pub(crate) const O_TRUNC: u32 = 0o1000;
+pub(crate) const O_DIRECTORY: u32 = 0o20_0000;
 
 /// Kinds of files.
-pub const S_IFREG: u32 = 0o10_0000;
-pub const S_IFCHR: u32 = 0o2_0000;
-pub const S_IFBLK: u32 = 0o6_0000;
-pub const S_IFIFO: u32 = 0o1_0000;
-pub const S_IFSOCK: u32 = 0o14_0000;
+pub(crate) const S_IFREG: u32 = 0o10_0000;
+pub(crate) const S_IFCHR: u32 = 0o2_0000;
+pub(crate) const S_IFBLK: u32 = 0o6_0000;
+pub(crate) const S_IFIFO: u32 = 0o1_0000;
+pub(crate) const S_IFSOCK: u32 = 0o14_0000;
 
 /// Errors.
-pub const ENFILE: i32 = 23;
-pub const EMFILE: i32 = 24;
+pub(crate) const ENFILE: i32 = 23;
+pub(crate) const EMFILE: i32 = 24;
 /// Stands for an answer that did not come.
-pub const SILENCE: i32 = 0;
+pub(crate) const SILENCE: i32 = 0;
 
 /// The share, with the requests sent so far.
-pub struct Share {
-    pub live: Live,
+pub(crate) struct Share {
+    pub(crate) live: Live,
     unique: u64,
 }
 
 /// What an operation returned of a file.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry {
-    pub inode: u64,
-    pub mode: u32,
-    pub size: u64,
+pub(crate) struct Entry {
+    pub(crate) inode: u64,
+    pub(crate) mode: u32,
+    pub(crate) size: u64,
 }
 
 /// An answer: how many bytes there are behind its header, or the error.
-pub type Answer = Result<u32, i32>;
+pub(crate) type Answer = Result<u32, i32>;
 
 impl Share {
     /// On a device that runs.
-    pub fn of(live: Live) -> Self {
+    pub(crate) fn of(live: Live) -> Self {
         Self { live, unique: 0 }
     }
 
     /// Started and mounted.
-    pub fn mounted() -> Option<Self> {
+    pub(crate) fn mounted() -> Option<Self> {
         let mut share = Self::of(Device::at(FS)?.bring_up(SIZE));
         share.init().then_some(share)
     }
 
     /// Begins a session.
-    pub fn init(&mut self) -> bool {
+    pub(crate) fn init(&mut self) -> bool {
         let mut body = [0u32; 16];
         body[..4].copy_from_slice(&[7, 41, 1 << 17, INIT_FLAGS]);
         self.ask(INIT, 0, &[&bytes_of(&body)]).is_ok()
     }
 
     /// Sends a request whose body is made of parts.
-    pub fn ask(&mut self, op: u32, inode: u64, parts: &[&[u8]]) -> Answer {
+    pub(crate) fn ask(&mut self, op: u32, inode: u64, parts: &[&[u8]]) -> Answer {
         let length = IN_HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
         self.ask_with_length(op, inode, parts, length as u32)
     }
 
     /// The same, with a length in the header that may be a lie.
-    pub fn ask_with_length(&mut self, op: u32, inode: u64, parts: &[&[u8]], length: u32) -> Answer {
+    pub(crate) fn ask_with_length(
+        &mut self,
+        op: u32,
+        inode: u64,
+        parts: &[&[u8]],
+        length: u32,
+    ) -> Answer {
         let sent = self.put(op, inode, parts, length);
         cpu::fill(answer_of(FS), 0, OUT_HEADER);
         let written = self.live.ask_in_place(1, sent as u32, ANSWER_MAX);
@@ -120,7 +126,7 @@ impl Share {
     }
 
     /// Sends what is not answered.
-    pub fn tell(&mut self, op: u32, inode: u64, parts: &[&[u8]]) {
+    pub(crate) fn tell(&mut self, op: u32, inode: u64, parts: &[&[u8]]) {
         let length = IN_HEADER + parts.iter().map(|part| part.len()).sum::<usize>();
         let sent = self.put(op, inode, parts, length as u32);
         self.live.ask_in_place(0, sent as u32, 0);
@@ -158,12 +164,12 @@ impl Share {
     }
 
     /// A word of the last answer's body.
-    pub fn word(&self, offset: u64) -> u64 {
+    pub(crate) fn word(&self, offset: u64) -> u64 {
         cpu::read64(answer_of(FS) + OUT_HEADER + offset)
     }
 
     /// A file as the last answer, an entry, tells of it.
-    pub fn entry(&self) -> Entry {
+    pub(crate) fn entry(&self) -> Entry {
         let attributes = answer_of(FS) + OUT_HEADER + 40;
         Entry {
             inode: self.word(0),
@@ -173,13 +179,13 @@ impl Share {
     }
 
     /// Looks a name up.
-    pub fn lookup(&mut self, parent: u64, name: &[u8]) -> Result<Entry, i32> {
+    pub(crate) fn lookup(&mut self, parent: u64, name: &[u8]) -> Result<Entry, i32> {
         self.ask(LOOKUP, parent, &[name, b"\0"])?;
         Ok(self.entry())
     }
 
     /// Creates a file and opens it; its inode and its handle.
-    pub fn create(&mut self, parent: u64, name: &[u8]) -> Result<(u64, u64), i32> {
+    pub(crate) fn create(&mut self, parent: u64, name: &[u8]) -> Result<(u64, u64), i32> {
         self.ask(
             CREATE,
             parent,
@@ -189,7 +195,7 @@ impl Share {
     }
 
     /// Writes to an open file.
-    pub fn write(
+    pub(crate) fn write(
         &mut self,
         inode: u64,
         handle: u64,
@@ -202,12 +208,12 @@ impl Share {
     }
 
     /// Reads from an open file.
-    pub fn read(&mut self, inode: u64, handle: u64, offset: u64, size: u32) -> Answer {
+    pub(crate) fn read(&mut self, inode: u64, handle: u64, offset: u64, size: u32) -> Answer {
         self.ask(READ, inode, &[&write_body(handle, offset, size)])
     }
 
     /// Gives the name of the first entry of a directory that is neither `.` nor `..` to `name`; how long it is.
-    pub fn first_name(&mut self, directory: u64, name: &mut [u8; 256]) -> Option<usize> {
+    pub(crate) fn first_name(&mut self, directory: u64, name: &mut [u8; 256]) -> Option<usize> {
         self.ask(OPENDIR, directory, &[&[0; 8]]).ok()?;
         let handle = self.word(0);
         let length = u64::from(
@@ -237,7 +243,7 @@ impl Share {
 }
 
 /// `struct fuse_write_in`, which begins as `struct fuse_read_in` does.
-pub fn write_body(handle: u64, offset: u64, size: u32) -> [u8; 40] {
+pub(crate) fn write_body(handle: u64, offset: u64, size: u32) -> [u8; 40] {
     let mut body = [0; 40];
     body[..8].copy_from_slice(&handle.to_le_bytes());
     body[8..16].copy_from_slice(&offset.to_le_bytes());
@@ -246,12 +252,12 @@ pub fn write_body(handle: u64, offset: u64, size: u32) -> [u8; 40] {
 }
 
 /// Words as they are sent: as many bytes as fit, 64.
-pub fn bytes_of<const N: usize>(words: &[u32; N]) -> Words<N> {
+pub(crate) fn bytes_of<const N: usize>(words: &[u32; N]) -> Words<N> {
     Words(*words)
 }
 
 /// Little-endian words that are sent as bytes.
-pub struct Words<const N: usize>([u32; N]);
+pub(crate) struct Words<const N: usize>([u32; N]);
 
 impl<const N: usize> core::ops::Deref for Words<N> {
     type Target = [u8];
