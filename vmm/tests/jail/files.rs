@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
-use husk_vmm::{host, jail, seccomp};
+use husk_vmm::{host, jail, seccomp, violation};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 use rustix::io::Errno;
 use vmm_api::Jail;
@@ -26,6 +26,8 @@ fn serve(
     let (entered, entry) = mpsc::channel();
     let (prepared, preparation) = mpsc::channel();
     let descriptors = host::own_descriptors().unwrap();
+    // Tells which call it was, should a filter stop one.
+    violation::install().unwrap();
     let jailed = thread::spawn(move || {
         jail::enter(Jail::default(), Some(&share)).unwrap();
         entered.send(()).unwrap();

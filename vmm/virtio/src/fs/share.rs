@@ -608,6 +608,7 @@ impl FileSystem for Share {
         )
     }
 
+    #[expect(clippy::disallowed_methods, reason = "time is what is waited for")]
     fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
         if self.check_change(inode).is_err() {
             // Nothing of the guest's is there to be written out.
