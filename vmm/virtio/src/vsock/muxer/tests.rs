@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::super::connection::BUFFER_BYTES;
 use super::super::host::Host;
 use super::super::packet::{HEADER_BYTES, Shutdown};
 use super::*;
@@ -680,6 +679,24 @@ fn connections_are_limited_and_the_limit_is_a_refusal() {
     guest.muxer.dial().unwrap();
     assert_eq!(drain(&mut peer), (Vec::new(), true));
     guest.expect_nothing();
+}
+
+#[test]
+fn connection_beside_many_others_holds_less() {
+    let mut guest = Guest::new();
+    let mut peers = Vec::new();
+    for port in 0..=u32::try_from(LARGE_BUFFERS_MAX).unwrap() {
+        guest.send(Socket::new(PORT, port).header(Operation::Request));
+        let response = guest.expect(Operation::Response).header;
+        let small = peers.len() == LARGE_BUFFERS_MAX;
+        let wanted = if small {
+            SMALL_BUFFER_BYTES
+        } else {
+            BUFFER_BYTES
+        };
+        assert_eq!(response.buf_alloc, wanted, "{port}");
+        peers.push(guest.host.accepted().unwrap());
+    }
 }
 
 #[test]
