@@ -163,9 +163,8 @@ async fn live(
 
 /// Unique: no other process has this one's id and start.
 fn exec_id() -> anyhow::Result<String> {
-    let pid = std::process::id();
-    let this = ProcessRef::of(i32::try_from(pid)?).context("cannot read /proc")?;
-    Ok(format!("exec-{pid}-{}", this.start_time))
+    let this = ProcessRef::this().context("cannot read /proc")?;
+    Ok(format!("exec-{}-{}", this.pid, this.start_time))
 }
 
 fn started(args: &ExecArgs) -> anyhow::Result<()> {

@@ -172,8 +172,7 @@ impl Member {
         let of = StateDir::open(root, &self.sandbox)?.read()?;
         // A member's own id names its sandbox as well.
         let sandbox = of.and_then(|record| record.sandbox);
-        let pid = i32::try_from(std::process::id())?;
-        let this = ProcessRef::of(pid).context("cannot read /proc")?;
+        let this = ProcessRef::this().context("cannot read /proc")?;
         let container = ContainerRecord {
             id: self.id.clone(),
             bundle: self.bundle.path.clone(),
@@ -189,7 +188,7 @@ impl Member {
             bundle: self.bundle.path.clone(),
             created_ns: container.created_ns,
             sandbox: Some(sandbox.unwrap_or_else(|| self.sandbox.clone())),
-            pid: Some(pid),
+            pid: Some(this.pid),
             containers: vec![container],
             ..Record::new(&self.id, this)
         };

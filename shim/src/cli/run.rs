@@ -80,7 +80,7 @@ async fn live(
     let start = StartArgs {
         options,
         id: &args.container.id,
-        owner: ProcessRef::of(i32::try_from(std::process::id())?),
+        owner: Some(ProcessRef::this()?),
         end_with_container: args.keep,
     };
     let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;

@@ -1,9 +1,9 @@
 //! One process, as a verb sees it through its supervisor: containerd's Task API in plain Rust values.
 
+use std::io;
 use std::path::Path;
 
 use agent_api::agent::ProcessInfo;
-use anyhow::Context as _;
 use containerd_shim_protos::api;
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::shim::event::Envelope;
@@ -75,8 +75,8 @@ pub(super) struct Streams {
 
 impl Streams {
     /// This process's own standard descriptors, which the supervisor takes from it. With a terminal, standard error is not used.
-    pub(super) fn own(terminal: bool) -> anyhow::Result<Self> {
-        let this = ProcessRef::this().context("cannot read /proc")?;
+    pub(super) fn own(terminal: bool) -> io::Result<Self> {
+        let this = ProcessRef::this()?;
         let of = |fd| lent_name(this, fd);
         Ok(Self {
             terminal,
@@ -87,9 +87,8 @@ impl Streams {
     }
 
     /// This process's descriptor of a terminal.
-    pub(super) fn terminal(fd: i32) -> anyhow::Result<Self> {
-        let this = ProcessRef::this().context("cannot read /proc")?;
-        let name = lent_name(this, fd);
+    pub(super) fn terminal(fd: i32) -> io::Result<Self> {
+        let name = lent_name(ProcessRef::this()?, fd);
         Ok(Self {
             terminal: true,
             stdin: name.clone(),

@@ -121,3 +121,44 @@ pub(super) fn detach(target: BorrowedFd<'_>) -> io::Result<()> {
 pub(super) fn path_of(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_planted_link_leads_nowhere() {
+        let (share, host) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let file = host.path().join("file");
+        fs::write(&file, "kept").unwrap();
+        symlink(host.path(), share.path().join("folder")).unwrap();
+        symlink(&file, share.path().join("file")).unwrap();
+        symlink(host.path().join("new"), share.path().join("new")).unwrap();
+        let top = File::open(share.path()).unwrap();
+        for name in ["folder", "file", "new"] {
+            assert!(Place::directory(&top, name).is_err(), "{name}");
+            assert!(Place::file(&top, name).is_err(), "{name}");
+        }
+        // One that was put there after the directory was made.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat2(&top, "folder", flags, Mode::empty(), RESOLVE);
+        assert_eq!(opened.unwrap_err(), Errno::LOOP);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+        assert_eq!(fs::read_dir(host.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_removal_goes_into_no_directory() {
+        let share = tempfile::tempdir().unwrap();
+        let top = File::open(share.path()).unwrap();
+        let place = Place::directory(&top, "folder").unwrap();
+        let file = share.path().join("folder/file");
+        fs::write(&file, "kept").unwrap();
+        let left = place.remove(&top).unwrap_err();
+        assert_eq!(left.to_string(), "cannot remove folder");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    }
+}

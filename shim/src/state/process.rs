@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
@@ -25,6 +26,12 @@ impl ProcessRef {
         start_time: 0,
     };
 
+    /// Names this process.
+    pub(crate) fn this() -> io::Result<Self> {
+        let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        Self::of(pid).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     /// Names the process that has `pid` now; None when there is none.
     pub(crate) fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -32,11 +39,6 @@ impl ProcessRef {
             pid,
             start_time: start_time(&stat)?,
         })
-    }
-
-    /// Names this process.
-    pub(crate) fn this() -> Option<Self> {
-        Self::of(i32::try_from(std::process::id()).ok()?)
     }
 
     /// A pidfd of the process while it is alive; None once it is gone, whoever has its pid now.
@@ -86,16 +88,13 @@ fn start_time(stat: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn this() -> ProcessRef {
-        ProcessRef::of(std::process::id().try_into().unwrap()).unwrap()
-    }
-
     #[test]
     fn a_later_process_with_the_same_pid_is_another() {
-        assert!(this().open().is_some());
+        let this = ProcessRef::this().unwrap();
+        assert!(this.open().is_some());
         let earlier = ProcessRef {
-            start_time: this().start_time - 1,
-            ..this()
+            start_time: this.start_time - 1,
+            ..this
         };
         assert!(earlier.open().is_none());
         assert!(ProcessRef::NONE.open().is_none());
@@ -103,7 +102,8 @@ mod tests {
 
     #[test]
     fn a_process_is_a_word() {
-        assert_eq!(this().to_string().parse(), Ok(this()));
+        let this = ProcessRef::this().unwrap();
+        assert_eq!(this.to_string().parse(), Ok(this));
         for bad in ["", "1", "1:", ":1", "1:x"] {
             assert!(bad.parse::<ProcessRef>().is_err(), "{bad}");
         }

@@ -236,7 +236,7 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
 
 /// The name of descriptor `fd` of `process`, for [`Stdio`].
 pub(crate) fn lent_name(process: ProcessRef, fd: i32) -> String {
-    format!("fd://{}:{}/{fd}", process.pid, process.start_time)
+    format!("fd://{process}/{fd}")
 }
 
 fn parse(name: &str) -> Result<Name<'_>, OutsideError> {
@@ -252,12 +252,8 @@ fn parse(name: &str) -> Result<Name<'_>, OutsideError> {
     }
     let lent = name.strip_prefix("fd://").ok_or_else(unsupported)?;
     let (process, fd) = lent.split_once('/').ok_or_else(unsupported)?;
-    let (pid, start_time) = process.split_once(':').ok_or_else(unsupported)?;
-    match (pid.parse(), start_time.parse(), fd.parse()) {
-        (Ok(pid @ 1..), Ok(start_time), Ok(fd @ 0..)) => {
-            let process = ProcessRef { pid, start_time };
-            Ok(Name::Lent { process, fd })
-        }
+    match (process.parse::<ProcessRef>(), fd.parse()) {
+        (Ok(process), Ok(fd @ 0..)) if process.pid > 0 => Ok(Name::Lent { process, fd }),
         _ => Err(unsupported()),
     }
 }

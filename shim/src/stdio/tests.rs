@@ -83,8 +83,7 @@ async fn open(stdio: &Stdio) -> (ProcessStreams, Vec<UnixStream>) {
 }
 
 fn lent(fd: &impl std::os::fd::AsRawFd) -> String {
-    let this = ProcessRef::of(std::process::id().try_into().unwrap()).unwrap();
-    lent_name(this, fd.as_raw_fd())
+    lent_name(ProcessRef::this().unwrap(), fd.as_raw_fd())
 }
 
 fn stdin_of(fd: &impl std::os::fd::AsRawFd) -> Stdio {

@@ -65,8 +65,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// From here on the id is taken, and its directory locked; a failure gives it back.
 fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError> {
     let config = Config::load(options)?;
-    let gone = || ServeError::Detach(io::ErrorKind::NotFound.into());
-    let this = ProcessRef::this().ok_or_else(gone)?;
+    let this = ProcessRef::this().map_err(ServeError::Detach)?;
     let state = StateDir::claim(&options.root, &args.id, Some(&Record::new(&args.id, this)))?;
     let result = detach(&state)
         .map_err(ServeError::Detach)
