@@ -184,6 +184,7 @@ fn what_others_mounted_in_a_state_directory_is_theirs() {
         .flatten()
         .collect();
     assert_eq!(left.len(), 1, "{left:?}");
+    drop(handle);
     umount(left[0].path().join("shared").to_str().unwrap());
     let collected = engine.runtime.call(&["gc"]);
     collected.assert_prints_part("removed");
