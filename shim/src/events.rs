@@ -83,7 +83,7 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct Behind {
-    events: VecDeque<Event>,
+    events: VecDeque<Arc<Event>>,
     /// How many of them are about memory.
     ooms: usize,
     overrun: bool,
@@ -98,6 +98,7 @@ impl Events {
     /// Tells all subscribers; none is no error.
     pub(crate) fn publish(&self, event: Event) {
         tracing::debug!(?event, "published");
+        let event = Arc::new(event);
         let mut subscribers = lock(&self.subscribers);
         subscribers.retain(|queue| match queue.upgrade() {
             Some(queue) => {
@@ -117,9 +118,9 @@ impl Events {
 }
 
 impl Queue {
-    fn push(&self, event: Event) {
+    fn push(&self, event: Arc<Event>) {
         let mut behind = lock(&self.behind);
-        let is_oom = matches!(event, Event::Oom { .. });
+        let is_oom = matches!(*event, Event::Oom { .. });
         // Those that a guest makes at will must not cost those of its life.
         if behind.overrun || is_oom && behind.ooms >= OOMS_BEHIND_MAX {
             return;
@@ -152,8 +153,8 @@ impl Subscription {
         let mut behind = lock(&self.0.behind);
         match behind.events.pop_front() {
             Some(event) => {
-                behind.ooms -= usize::from(matches!(event, Event::Oom { .. }));
-                Some(Ok(event))
+                behind.ooms -= usize::from(matches!(*event, Event::Oom { .. }));
+                Some(Ok(Arc::unwrap_or_clone(event)))
             }
             None => behind.overrun.then_some(Err(Overrun)),
         }

@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::deadlines::STORAGE;
 
-/// Threads at a time. Each of a few file systems that hang can hold up some jobs before all are held up.
+/// Threads at a time, for jobs and for streams. Each of a few file systems that hang can hold up some jobs before all are held up.
 const THREADS_MAX: usize = 32;
 
 /// Jobs that wait for a thread. More than all containers of a pod have at once.
@@ -32,26 +32,32 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Enough for reading a configuration, whose depth has a bound.
 const STACK_BYTES: usize = 512 * 1024;
 
-/// See the module; clones are the same threads.
+/// See the module; clones are the same threads. Streams have threads of their own: they may be kept waiting for as long as they last.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Storage(Arc<Shared>);
+pub(crate) struct Storage {
+    jobs: Pool,
+    streams: Pool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Pool(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    pool: Mutex<Pool>,
+    state: Mutex<State>,
     arrived: Condvar,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Pool {
+struct State {
     waiting: VecDeque<Job>,
     threads: usize,
     idle: usize,
 }
 
-impl std::fmt::Debug for Pool {
+impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (waiting, threads) = (self.waiting.len(), self.threads);
         write!(f, "{waiting} jobs, {threads} threads")
@@ -89,7 +95,7 @@ impl Storage {
         work: impl FnOnce() -> T + Send + 'static,
         undo: fn(T),
     ) -> Result<T, StorageError> {
-        let mut answered = self.begin(work, undo)?;
+        let mut answered = self.jobs.begin(work, undo)?;
         if let Ok(done) = tokio::time::timeout(STORAGE, &mut answered).await {
             return done.map_err(|_| broken(what));
         }
@@ -106,16 +112,21 @@ impl Storage {
         what: &str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StorageError> {
-        self.begin(work, drop)?.await.map_err(|_| broken(what))
+        self.streams
+            .begin(work, drop)?
+            .await
+            .map_err(|_| broken(what))
     }
 
     /// Does work whose end is of no interest, or where that is not possible drops it.
     pub(crate) fn leave(&self, work: impl FnOnce() + Send + 'static) {
-        if let Err(error) = self.submit(Box::new(work)) {
+        if let Err(error) = self.streams.submit(Box::new(work)) {
             tracing::warn!("work is not done in the background: {error}");
         }
     }
+}
 
+impl Pool {
     fn begin<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -137,28 +148,28 @@ impl Storage {
     }
 
     fn submit(&self, job: Job) -> Result<(), StorageError> {
-        let mut pool = self.0.pool();
-        if pool.waiting.len() >= pool.idle && pool.threads < THREADS_MAX {
+        let mut state = self.0.state();
+        if state.waiting.len() >= state.idle && state.threads < THREADS_MAX {
             let shared = self.0.clone();
             thread::Builder::new()
                 .name("storage".into())
                 .stack_size(STACK_BYTES)
                 .spawn(move || shared.work())
                 .map_err(StorageError::Thread)?;
-            pool.threads += 1;
-        } else if pool.waiting.len() >= WAITING_MAX {
+            state.threads += 1;
+        } else if state.waiting.len() >= WAITING_MAX {
             return Err(StorageError::Busy);
         }
-        pool.waiting.push_back(job);
-        drop(pool);
+        state.waiting.push_back(job);
+        drop(state);
         self.0.arrived.notify_one();
         Ok(())
     }
 }
 
 impl Shared {
-    fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does jobs until there has been none for a while.
@@ -169,16 +180,16 @@ impl Shared {
     }
 
     fn next(&self) -> Option<Job> {
-        let mut pool = self.pool();
-        pool.idle += 1;
+        let mut state = self.state();
+        state.idle += 1;
         let waited = self
             .arrived
-            .wait_timeout_while(pool, IDLE, |pool| pool.waiting.is_empty());
-        pool = waited.unwrap_or_else(PoisonError::into_inner).0;
-        pool.idle -= 1;
-        let job = pool.waiting.pop_front();
+            .wait_timeout_while(state, IDLE, |state| state.waiting.is_empty());
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.idle -= 1;
+        let job = state.waiting.pop_front();
         if job.is_none() {
-            pool.threads -= 1;
+            state.threads -= 1;
         }
         job
     }
@@ -206,7 +217,7 @@ mod tests {
     async fn one_that_hangs_keeps_nobody_else_waiting() {
         let storage = Storage::default();
         let (go_on, gate) = mpsc::channel::<()>();
-        let hanging = storage.begin(move || gate.recv(), drop).unwrap();
+        let hanging = storage.jobs.begin(move || gate.recv(), drop).unwrap();
         for number in 0..2 * THREADS_MAX {
             assert_eq!(storage.run("it", move || number).await.unwrap(), number);
         }
@@ -256,14 +267,14 @@ mod tests {
                 hangs.send(()).unwrap();
                 drop(gate.lock().map(|gate| gate.recv()));
             };
-            hanging.push(storage.begin(job, drop).unwrap());
+            hanging.push(storage.jobs.begin(job, drop).unwrap());
         }
         assert_eq!(all_hang.iter().take(THREADS_MAX).count(), THREADS_MAX);
         let (begun, late) = mpsc::channel();
         let waiting = storage.run("it", move || begun.send(()));
         assert!(matches!(waiting.await, Err(StorageError::TimedOut { .. })));
         for _ in 1..WAITING_MAX {
-            hanging.push(storage.begin(|| (), drop).unwrap());
+            hanging.push(storage.jobs.begin(|| (), drop).unwrap());
         }
         let refused = storage.run("it", || ()).await;
         assert!(matches!(refused, Err(StorageError::Busy)));

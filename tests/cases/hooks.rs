@@ -3,6 +3,7 @@
 use std::fs;
 
 use harness::{Bundle, Engine, Remains, Runtime, only_husk};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::{Value, json};
 
 /// A hook that appends its name, the state's status, and whether there is a pid, to `log`.
@@ -59,6 +60,24 @@ fn poststop_is_owed_until_the_deletion() {
             .ends_with("poststop stopped\n")
     );
     before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
+fn they_may_open_what_the_caller_may() {
+    const DESCRIPTORS: u64 = 300;
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let script = format!("ulimit -Sn >{}", log.display());
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let limit = Rlimit {
+        current: Some(DESCRIPTORS),
+        ..getrlimit(Resource::Nofile)
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let bundle = Bundle::busybox().with("/hooks", json!({"createRuntime": hook}));
+    Runtime::from_environment().run(&bundle).assert_status(0);
+    let seen = fs::read_to_string(&log).unwrap();
+    assert_eq!(seen.trim(), DESCRIPTORS.to_string());
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod jail;
 mod kernel;
 mod leaks;
 mod limits;
+mod liveness;
 mod metadata;
 mod namespaces;
 mod pause;

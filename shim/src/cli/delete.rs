@@ -33,14 +33,19 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         Err(StateError::NotFound(_)) if args.force => return Ok(ExitCode::SUCCESS),
         state => state?,
     };
-    if let Some(record) = state.read()?
-        && record.supervisor.open().is_some()
-    {
-        end(options, args, &record)?;
-    }
+    let known = state.read()?;
+    let was_shut_down = match &known {
+        Some(record) if record.supervisor.open().is_some() => end(options, args, record)?,
+        _ => false,
+    };
     match state.lock(CLEANER) {
-        // Somebody else has removed it meanwhile.
-        Err(StateError::NotFound(_)) => return Ok(ExitCode::SUCCESS),
+        Err(StateError::NotFound(_)) => {
+            // Its supervisor has removed it, and not run the hooks that are owed; or somebody else has.
+            if let Some(record) = known.filter(|_| was_shut_down) {
+                block_on(async { Ok(remains::poststop(&record).await) })?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         locked => locked?,
     }
     let record = state.read()?;
@@ -48,8 +53,8 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
-/// Ends the container, if that may be, and with it its supervisor.
-fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Failure> {
+/// Ends the container, if that may be, and with it its supervisor. Returns whether that was told to shut down.
+fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<bool, Failure> {
     let status = match record::state(options, &args.id) {
         Ok(state) => Some(state.status),
         Err(StateError::NotFound(_)) => None,
@@ -61,12 +66,23 @@ fn end(options: &Options, args: &DeleteArgs, record: &Record) -> Result<(), Fail
         let words = "cannot delete container";
         return Err(anyhow!("{words} {} that is not stopped: {status}", args.id).into());
     }
-    if status != Some(Status::Stopped)
-        && let Err(failure) = block_on(kill(options, args))
-    {
-        tracing::debug!("it was not killed by its supervisor: {:#}", failure.error);
+    // One that is being made cannot be killed; its sandbox is given up, if it is its own.
+    let is_unmade = matches!(status, None | Some(Status::Creating)) && record.sandbox.is_none();
+    let told = match status {
+        Some(Status::Stopped) => Ok(()),
+        _ if is_unmade => block_on(shut_down(options, args)),
+        _ => block_on(kill(options, args)),
+    };
+    if let Err(failure) = told {
+        tracing::debug!("it was not ended by its supervisor: {:#}", failure.error);
     }
-    Ok(ending::enforce(record.supervisor, ENDING)?)
+    ending::enforce(record.supervisor, ENDING)?;
+    Ok(is_unmade)
+}
+
+async fn shut_down(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {
+    let task = Task::connect(options, &args.id).await?;
+    Ok(task.shutdown().await?)
 }
 
 async fn kill(options: &Options, args: &DeleteArgs) -> Result<(), Failure> {

@@ -38,7 +38,7 @@ pub fn event(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
         return Err(fields.malformed(super::Why::TooMuch));
     }
     let mut event = None;
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         event = Some(match field {
             (1, Value::Bytes(bytes)) => exit(bytes)?,
             (2, Value::Bytes(bytes)) => oom(bytes)?,
@@ -52,7 +52,7 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
     let mut fields = Fields::of("an exit", bytes);
     let (mut container, mut exec) = ("", "");
     let (mut status, mut at_ns) = (0, 0);
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Bytes(id)) => container = fields.name(id, limits::ID_MAX_BYTES)?,
             (2, Value::Bytes(id)) => exec = fields.name(id, limits::ID_MAX_BYTES)?,
@@ -75,7 +75,7 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
 fn oom(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
     let mut fields = Fields::of("an out-of-memory event", bytes);
     let mut container = "";
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Bytes(id)) => container = fields.name(id, limits::ID_MAX_BYTES)?,
             _ => return Err(fields.unknown()),

@@ -14,7 +14,7 @@ use super::{Malformed, Why, limits, text};
 /// There is something else in it.
 pub fn envelope(bytes: &[u8]) -> Result<(), Malformed> {
     let mut fields = Fields::of("a reply", bytes);
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Bytes(bytes)) => status(bytes)?,
             (2, Value::Bytes(_)) => {}
@@ -27,7 +27,7 @@ pub fn envelope(bytes: &[u8]) -> Result<(), Malformed> {
 /// A code and a message. What could be behind them, `details`, no agent sends.
 fn status(bytes: &[u8]) -> Result<(), Malformed> {
     let mut fields = Fields::of("a status", bytes);
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Number(number)) => drop(fields.short(number)?),
             (2, Value::Bytes(message)) => drop(fields.text(message)?),
@@ -57,7 +57,7 @@ pub fn done(bytes: &[u8]) -> Result<(), Malformed> {
 pub fn pid(bytes: &[u8]) -> Result<u32, Malformed> {
     let mut fields = Fields::of("the number of a process", bytes);
     let mut pid = 0;
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Number(number)) => pid = fields.short(number)?,
             _ => return Err(fields.unknown()),
@@ -74,7 +74,7 @@ pub fn pid(bytes: &[u8]) -> Result<u32, Malformed> {
 pub fn stats(bytes: &[u8]) -> Result<StatsResponse, Malformed> {
     let mut fields = Fields::of("the statistics", bytes);
     let mut files = HashMap::new();
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         let (1, Value::Bytes(entry)) = field else {
             return Err(fields.unknown());
         };
@@ -93,7 +93,7 @@ pub fn stats(bytes: &[u8]) -> Result<StatsResponse, Malformed> {
 fn file(bytes: &[u8]) -> Result<(&str, &str), Malformed> {
     let mut fields = Fields::of("a file of the statistics", bytes);
     let (mut name, mut text) = ("", "");
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Bytes(bytes)) => name = fields.name(bytes, limits::FILE_NAME_MAX_BYTES)?,
             (2, Value::Bytes(bytes)) => text = fields.name(bytes, limits::FILE_MAX_BYTES)?,
@@ -112,7 +112,7 @@ pub fn processes(bytes: &[u8]) -> Result<Vec<ProcessInfo>, Malformed> {
     let mut fields = Fields::of("the list of processes", bytes);
     let mut processes = Vec::new();
     let mut arguments_left = limits::ALL_ARGUMENTS_MAX;
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         let (1, Value::Bytes(bytes)) = field else {
             return Err(fields.unknown());
         };
@@ -129,7 +129,7 @@ pub fn processes(bytes: &[u8]) -> Result<Vec<ProcessInfo>, Malformed> {
 fn process(bytes: &[u8], arguments_max: usize) -> Result<ProcessInfo, Malformed> {
     let mut fields = Fields::of("a process", bytes);
     let mut process = ProcessInfo::default();
-    while let Some(field) = fields.next()? {
+    while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Number(number)) => process.pid = fields.short(number)?,
             (2, Value::Number(number)) => process.parent = fields.short(number)?,

@@ -43,7 +43,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     ///
     /// It reaches beyond the end, or has a type that no message of ours has.
-    pub fn next(&mut self) -> Result<Option<(u64, Value<'a>)>, Malformed> {
+    pub fn next_field(&mut self) -> Result<Option<(u64, Value<'a>)>, Malformed> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -128,7 +128,7 @@ mod tests {
     fn all(bytes: &[u8]) -> Result<Vec<(u64, Value<'_>)>, Malformed> {
         let mut fields = Fields::of("a message", bytes);
         let mut found = Vec::new();
-        while let Some(field) = fields.next()? {
+        while let Some(field) = fields.next_field()? {
             found.push(field);
         }
         Ok(found)

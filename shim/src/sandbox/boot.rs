@@ -22,6 +22,7 @@ use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError, GuestEvents};
 use crate::cgroup::{self, Cgroup, CgroupError};
 use crate::deadlines::END_FOLLOWS;
+use crate::guest::budget::{LogBudget, Verdict};
 use crate::guest::events::GuestEvent;
 use crate::network::Namespace;
 use crate::process::{Exit, ProcessKey};
@@ -244,14 +245,19 @@ impl Setup {
 }
 
 /// The first connection to the agent's port: the agent dials once, whatever else a guest does. Never ready when the VM goes first.
-async fn accepted(mut events: mpsc::Receiver<Arrived>) -> OwnedFd {
+pub(super) async fn accepted(mut events: mpsc::Receiver<Arrived>) -> OwnedFd {
+    let mut lines = LogBudget::new();
     while let Some(arrived) = events.recv().await {
         match (arrived.event, arrived.fd) {
             (Event::Accepted { port: PORT_CONTROL }, Some(stream)) => {
                 tokio::spawn(refuse(events));
                 return stream;
             }
-            (event, _) => tracing::debug!("the VMM says {event:?}"),
+            (event, _) => {
+                if let Verdict::Write { left_out } = lines.line() {
+                    tracing::debug!(left_out, "the VMM says {event:?}");
+                }
+            }
         }
     }
     std::future::pending().await

@@ -29,6 +29,8 @@ struct FakeAgent {
     /// Calls that are never answered, by their notes.
     unanswered: Mutex<Vec<String>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<wire::Event>>>,
+    /// How many each container is said to have.
+    processes: Mutex<usize>,
 }
 
 impl FakeAgent {
@@ -39,6 +41,7 @@ impl FakeAgent {
             start_gate: tokio::sync::Mutex::default(),
             unanswered: Mutex::default(),
             events: Mutex::default(),
+            processes: Mutex::new(1),
         }
     }
 
@@ -164,7 +167,7 @@ impl AgentService for FakeAgent {
     ) -> ttrpc::Result<wire::ProcessesResponse> {
         self.note("processes").await?;
         Ok(wire::ProcessesResponse {
-            processes: vec![wire::ProcessInfo::default()],
+            processes: vec![wire::ProcessInfo::default(); *self.processes.lock().unwrap()],
             ..Default::default()
         })
     }
@@ -896,14 +899,19 @@ async fn a_pause_or_resume_without_an_answer_ends_in_a_container_that_goes_on() 
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn limits_that_may_be_set_keep_the_vm_as_large_as_they_need() {
     let mut fixture = Fixture::new().await;
     fixture.handle.start(web()).await.unwrap();
     let more = r#"{"memory":{"limit":268435456}}"#;
     fixture.agent.leave_unanswered(&[more]);
-    let late = fixture.handle.update("web".into(), more.into()).await;
-    assert_eq!(code(late.unwrap_err()), Code::DEADLINE_EXCEEDED);
+    let handle = fixture.handle.clone();
+    let update = tokio::spawn(async move { handle.update("web".into(), more.into()).await });
+    fixture.agent_is_asked(more).await;
+    // The VM has grown; all that is waited for now is the agent's deadline.
+    tokio::time::pause();
+    let late = update.await.unwrap().unwrap_err();
+    assert_eq!(code(late), Code::DEADLINE_EXCEEDED);
     let orders = [Command::Resize { memory_mib: 320 }];
     fixture.vmm_is_ordered(&orders).await;
 }
@@ -978,4 +986,42 @@ async fn a_flood_of_events_keeps_nobody_waiting_and_loses_no_exit() {
         ooms += 1;
     }
     assert!((1..=FLOOD).contains(&ooms), "{ooms}");
+}
+
+#[tokio::test]
+async fn only_the_first_that_dials_is_the_agent() {
+    let (dial, arrived) = mpsc::channel(1);
+    let dials = |fd: std::os::unix::net::UnixStream| crate::vm::Arrived {
+        event: vmm_api::Event::Accepted {
+            port: agent_api::PORT_CONTROL,
+        },
+        fd: Some(fd.into()),
+    };
+    let pair = || std::os::unix::net::UnixStream::pair().unwrap();
+    let ((mut agent, first), accepted) = (pair(), tokio::spawn(boot::accepted(arrived)));
+    dial.send(dials(first)).await.unwrap();
+    let mut kept = std::os::unix::net::UnixStream::from(accepted.await.unwrap());
+    for _ in 0..100 {
+        let (mut other, far) = pair();
+        dial.send(dials(far)).await.unwrap();
+        let heard = move || std::io::Read::read(&mut other, &mut [0; 1]).unwrap();
+        assert_eq!(tokio::task::spawn_blocking(heard).await.unwrap(), 0);
+    }
+    std::io::Write::write_all(&mut agent, b"x").unwrap();
+    assert_eq!(std::io::Read::read(&mut kept, &mut [0; 1]).unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_reply_that_is_larger_than_it_may_be_is_an_error_and_no_more() {
+    let fixture = Fixture::new().await;
+    fixture.handle.start(web()).await.unwrap();
+    *fixture.agent.processes.lock().unwrap() = crate::guest::limits::PROCESSES_MAX + 1;
+    let error = fixture.handle.processes("web".into()).await.unwrap_err();
+    assert!(
+        matches!(error, TaskError::Agent(AgentError::Malformed(_))),
+        "{error}"
+    );
+    *fixture.agent.processes.lock().unwrap() = 2;
+    let processes = fixture.handle.processes("web".into()).await.unwrap();
+    assert_eq!(processes.len(), 2);
 }

@@ -72,7 +72,7 @@ impl Console {
         String::from_utf8_lossy(&bytes)
             .lines()
             .filter(|line| !line.trim().is_empty())
-            .map(|line| shown(line))
+            .map(shown)
             .collect()
     }
 

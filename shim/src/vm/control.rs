@@ -396,6 +396,14 @@ mod tests {
             (serde_json::from_slice(&buffer[..length]).unwrap(), fd)
         }
 
+        async fn say_when_it_can(&self, message: &Message, fd: Option<&OwnedFd>) {
+            let packet = serde_json::to_vec(message).unwrap();
+            let sent = self.0.async_io(Interest::WRITABLE, |socket| {
+                send(socket.as_fd(), &packet, fd)
+            });
+            sent.await.unwrap();
+        }
+
         fn say(&self, message: &Message, fd: Option<&OwnedFd>) {
             let packet = serde_json::to_vec(message).unwrap();
             send(self.0.get_ref().as_fd(), &packet, fd).unwrap();
@@ -551,6 +559,43 @@ mod tests {
             sendmsg(vmm.0.get_ref(), &slices, &mut ancillary, SendFlags::empty()).unwrap();
             assert!(matches!(control.lost().await, Loss::Unreadable(_)));
         }
+    }
+
+    /// Packets as fast as the socket takes them, of all kinds that nobody waits for.
+    #[tokio::test]
+    async fn a_flood_of_packets_keeps_no_call_waiting() {
+        const FLOOD: u32 = 5_000;
+        let (vmm, control, events) = FakeVmm::start();
+        // Nobody listens to events any more.
+        drop(events);
+        let flooding = async {
+            for number in 0..FLOOD {
+                let id = u64::MAX - u64::from(number);
+                let result = Ok(Reply::Done);
+                let (_near, far) = UnixStream::pair().unwrap();
+                vmm.say_when_it_can(&Message::Reply { id, result }, None)
+                    .await;
+                let resized = Event::Resized { memory_mib: number };
+                vmm.say_when_it_can(&Message::Event(resized), None).await;
+                let accepted = Message::Event(Event::Accepted { port: 1024 });
+                vmm.say_when_it_can(&accepted, Some(&far.into())).await;
+            }
+        };
+        let answering = async {
+            for _ in 0..10 {
+                let (request, _) = vmm.request().await;
+                let result = Ok(Reply::Stats(Stats::default()));
+                let id = request.id;
+                vmm.say_when_it_can(&Message::Reply { id, result }, None)
+                    .await;
+            }
+        };
+        let asking = async {
+            for _ in 0..10 {
+                control.stats().await.unwrap();
+            }
+        };
+        tokio::join!(flooding, answering, asking);
     }
 
     #[tokio::test]
