@@ -26,6 +26,8 @@ pub(crate) const CONTAINERS: &str = "/sys/fs/cgroup/containers";
 const DEPTH_MAX: usize = 16;
 /// And so many in all, of one container: the agent walks through them at its end. A node of 110 pods needs about 600.
 const DESCENDANTS_MAX: usize = 4096;
+/// And so many of all containers together: one without a cgroup namespace of its own can lift its own limit.
+const DESCENDANTS_TOTAL_MAX: usize = 4 * DESCENDANTS_MAX;
 /// Process ids are given up to this many: a reply has its limits too.
 pub(crate) const PIDS_MAX: usize = 65_536;
 
@@ -70,7 +72,7 @@ impl Cgroup {
             }
             made => made?,
         }
-        // The container cannot raise it: this cgroup's own files are its parent's.
+        // In a cgroup namespace of its own the container cannot raise it: this cgroup's own files are its parent's.
         let most = path.join("cgroup.max.descendants");
         if let Err(error) = fs::write(most, DESCENDANTS_MAX.to_string()) {
             // What it is refused for is told; an empty cgroup is in nobody's way.
@@ -250,6 +252,10 @@ pub(crate) fn allow_devices(
 pub(crate) fn prepare(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     delegate(path)?;
+    fs::write(
+        path.join("cgroup.max.descendants"),
+        DESCENDANTS_TOTAL_MAX.to_string(),
+    )?;
     // A container and what it makes.
     fs::write(path.join("cgroup.max.depth"), (1 + DEPTH_MAX).to_string())
 }
