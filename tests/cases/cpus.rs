@@ -23,19 +23,21 @@ fn four() {
     configured(4);
 }
 
-/// More than the host has would only take turns.
 #[test]
-fn quota_is_rounded_up_to_what_the_host_has() {
+fn quota_is_rounded_up_to_what_may_be() {
     only_husk("runc has no VM");
     let host = std::thread::available_parallelism().unwrap().get();
-    let bundle = Bundle::busybox().shell(SEEN).with(
-        "/linux/resources/cpu",
-        json!({"quota": 150_000, "period": 100_000}),
-    );
-    let seen = host.min(2);
-    Runtime::from_environment()
-        .run(&bundle)
-        .assert_prints(&format!("{seen}\n{seen}\n"));
+    // Without a maximum it is what the host has: more would only take turns.
+    for (configuration, whole, seen) in [("vcpus_max = 2", 1, 2), ("", host, host)] {
+        let quota = json!({"quota": whole * 100_000 + 50_000, "period": 100_000});
+        let bundle = Bundle::busybox()
+            .shell(SEEN)
+            .with("/linux/resources/cpu", quota);
+        Runtime::from_environment()
+            .configured(configuration)
+            .run(&bundle)
+            .assert_prints(&format!("{seen}\n{seen}\n"));
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::Runtime;
+use crate::shared::kept;
 
 /// Debian's busybox-static.
 const BUSYBOX: &str = "/bin/busybox";
@@ -33,8 +34,9 @@ impl Bundle {
             fs::create_dir_all(rootfs.join(name)).unwrap();
         }
         fs::copy(BUSYBOX, rootfs.join("bin/busybox")).expect("busybox-static is installed");
-        let applets = Command::new(BUSYBOX).arg("--list").output().unwrap();
-        for name in String::from_utf8(applets.stdout).unwrap().lines() {
+        let list = || Command::new(BUSYBOX).arg("--list").output().unwrap().stdout;
+        let applets = kept("applets", list);
+        for name in String::from_utf8(applets).unwrap().lines() {
             if name != "busybox" {
                 symlink("busybox", rootfs.join("bin").join(name)).unwrap();
             }
@@ -48,7 +50,7 @@ impl Bundle {
     pub fn empty() -> Self {
         let directory = TempDir::new().unwrap();
         fs::create_dir(directory.path().join("rootfs")).unwrap();
-        let mut config = Runtime::from_environment().spec(directory.path());
+        let mut config = Runtime::from_environment().spec();
         config["process"]["terminal"] = json!(false);
         config["root"]["readonly"] = json!(false);
         config["process"]["args"] = json!(["true"]);

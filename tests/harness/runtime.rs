@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::output::captured;
+use crate::shared::kept;
 use crate::wait::DEADLINE;
 use crate::{Bundle, Output, Remains, Terminal};
 
@@ -94,13 +95,16 @@ impl Runtime {
 
     /// The configuration that its verb `spec` writes.
     #[must_use]
-    pub fn spec(&self, bundle: &Path) -> Value {
-        let status = Command::new(&self.executable)
-            .args(["spec", "--bundle"])
-            .arg(bundle)
-            .status();
-        assert!(status.unwrap().success(), "the verb spec works");
-        let text = fs::read(bundle.join("config.json")).unwrap();
+    pub fn spec(&self) -> Value {
+        let text = kept("spec.json", || {
+            let bundle = TempDir::new().unwrap();
+            let status = Command::new(&self.executable)
+                .args(["spec", "--bundle"])
+                .arg(bundle.path())
+                .status();
+            assert!(status.unwrap().success(), "the verb spec works");
+            fs::read(bundle.path().join("config.json")).unwrap()
+        });
         serde_json::from_slice(&text).unwrap()
     }
 
