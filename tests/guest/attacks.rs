@@ -121,7 +121,7 @@ fn agent_program() -> Result<()> {
         };
         if program == Path::new("/init") {
             tried += 1;
-            let changed = std::fs::set_permissions(&link, Permissions::from_mode(0));
+            let changed = std::fs::set_permissions(&link, Permissions::from_mode(0o000));
             ensure!(changed.is_err(), "{} was changed", link.display());
             let written = File::options().write(true).open(&link);
             ensure!(written.is_err(), "{} can be written", link.display());

@@ -42,7 +42,10 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         Err(StateError::NotFound(_)) => {
             // Its supervisor has removed it, and not run the hooks that are owed; or somebody else has.
             if let Some(record) = known.filter(|_| was_shut_down) {
-                block_on(async { Ok(remains::poststop(&record).await) })?;
+                block_on(async {
+                    remains::poststop(&record).await;
+                    Ok(())
+                })?;
             }
             return Ok(ExitCode::SUCCESS);
         }

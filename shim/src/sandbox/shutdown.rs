@@ -24,7 +24,7 @@ enum Duty {
     Nothing,
     /// Another call is at it.
     Wait,
-    End(Option<Machine>),
+    End(Option<Box<Machine>>),
 }
 
 /// A process whose container has ended.
@@ -170,7 +170,7 @@ impl Sandbox {
         }
         tracing::debug!("shutting down");
         self.closing = true;
-        Duty::End(self.machine.clone())
+        Duty::End(self.machine.clone().map(Box::new))
     }
 
     /// The streams of containers that are over; of all, if the VM has ended: that their processes have is then told after their output.
