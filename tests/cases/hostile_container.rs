@@ -4,7 +4,7 @@
 use harness::{Bundle, Engine, Output, Runtime, only_husk};
 use serde_json::json;
 
-use crate::sandboxes::{LOOP, companion_of, member, pod};
+use crate::sandboxes::{companion_of, member, pod};
 
 /// The capabilities that open most, one by one; each goes to a container that is root otherwise.
 const DANGEROUS: [&str; 5] = [
@@ -100,19 +100,26 @@ fn who_may_use_all_ports_ends_its_own_sandbox_only() {
     assert_alive(&canary);
 }
 
-/// Whoever may look into other processes sees those that are still the agent's, where it shares their pid namespace.
+#[test]
+fn cgroups_of_a_container_are_bounded_and_go_with_it() {
+    assert_comes_to_nothing(&["cgroup-flood"], &[]);
+}
+
+/// Where it shares their pid namespace, a container sees processes that are still the agent's; whoever may look into others, their program too.
 #[test]
 fn the_agents_program_cannot_be_changed() {
     only_husk("runc has no VM and no agent");
-    let bundle = attacker(&["CAP_SYS_PTRACE", "CAP_SYS_ADMIN"]).shell(LOOP);
-    let pod = Engine::of(bundle);
-    let _ = pod.make(&["run", "--detach"], &[]);
-    pod.await_output("up\n");
+    let pod = pod();
     let victim = member(&pod, companion_of(&pod, Bundle::busybox()));
     let process = victim.make(&["create"], &[]);
-    let words = ["exec", &pod.id, "probe", "agent-program"];
-    let output = pod.runtime.call(&words);
-    assert_eq!(output.text(), "agent-program holds\n", "{output:?}");
+    for (kind, bundle) in attackers() {
+        let output = attack(&pod, companion_of(&pod, bundle), &["agent-program"]);
+        let came_to = match kind {
+            "CAP_SYS_PTRACE" => "agent-program holds\n",
+            _ => "agent-program: no process of the agent's is seen\n",
+        };
+        assert_eq!(output.text(), came_to, "by {kind}: {output:?}");
+    }
     victim.start();
     assert_eq!(process.wait(), 0);
     assert_alive(&pod);

@@ -7,7 +7,7 @@ use harness::{Bundle, Engine, Remains, Runtime, only_husk};
 use rustix::process::Signal;
 use serde_json::json;
 
-pub(crate) const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
+const LOOP: &str = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done";
 
 /// The kinds of namespaces that the containers of a pod may share, and the kernel's names of their files.
 const SHARED: [(&str, &str); 4] = [

@@ -11,6 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::mount::MountFlags;
 
 use crate::checks::Check;
 use crate::raw;
@@ -21,6 +22,7 @@ pub(crate) const ALL: &[Check] = &[
     ("stream-port", stream_port),
     ("control-port", control_port),
     ("agent-program", agent_program),
+    ("cgroup-flood", cgroup_flood),
     ("thread-bomb", thread_bomb),
     ("memory-bomb", memory_bomb),
 ];
@@ -128,6 +130,35 @@ fn agent_program() -> Result<()> {
         }
     }
     ensure!(tried > 0, "no process of the agent's is seen");
+    Ok(())
+}
+
+/// Cgroups without end, deep and many, that the agent would have to walk through.
+fn cgroup_flood() -> Result<()> {
+    const DEEP: usize = 64;
+    const MANY: usize = 5000;
+    let top = Path::new("/tmp");
+    let mounted = rustix::mount::mount("none", top, "cgroup2", MountFlags::empty(), None);
+    // Who may not mount has what the container has, which cannot be written.
+    let top = match mounted {
+        Ok(()) => top,
+        Err(_) => Path::new("/sys/fs/cgroup"),
+    };
+    let mut path = top.to_owned();
+    let mut made = 0;
+    for _ in 0..DEEP {
+        path.push("deep");
+        made += usize::from(std::fs::create_dir(&path).is_ok());
+    }
+    ensure!(made <= 16, "{made} below each other");
+    for number in 0..MANY {
+        made += usize::from(std::fs::create_dir(top.join(number.to_string())).is_ok());
+    }
+    ensure!(made <= 4096, "{made} in all");
+    // The limit cannot be lifted by whom it limits.
+    let lifted = std::fs::write(top.join("cgroup.max.descendants"), "max");
+    ensure!(lifted.is_err(), "the limit is lifted");
+    ensure!(mounted.is_err() || made == 4096, "only {made} were tried");
     Ok(())
 }
 

@@ -29,7 +29,7 @@ fn main() -> ExitCode {
         match holds(name) {
             Ok(()) => println!("{name} holds"),
             Err(error) => {
-                eprintln!("probe: {name}: {error:#}");
+                println!("{name}: {error:#}");
                 status = ExitCode::FAILURE;
             }
         }
