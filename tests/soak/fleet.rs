@@ -174,6 +174,16 @@ impl<'g> Fleet<'g> {
     }
 }
 
+impl Drop for Fleet<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for container in &self.containers {
+                self.ground.put_away(&container.id);
+            }
+        }
+    }
+}
+
 impl Container {
     /// One that may be, or now and then one that may not.
     fn any_verb(&self, chance: &mut Chance) -> Verb {

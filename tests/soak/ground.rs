@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use harness::Runtime;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use crate::call::{Call, Ended};
@@ -16,6 +17,9 @@ const STATE_BYTES: usize = 1 << 20;
 /// For an agent to call. Longer than a call may take before it is looked into, so that what hangs is
 /// looked into while it does.
 const AGENT_TIMEOUT_S: u32 = 300;
+
+/// For a container to be put away.
+const PUT_AWAY: Duration = Duration::from_secs(60);
 
 /// See the module. Unmounted when dropped.
 #[derive(Debug)]
@@ -54,6 +58,14 @@ impl Ground {
         Call::start(self.command(words)).end()
     }
 
+    /// Removes a container of a soak that has failed, as well as it can be done.
+    pub(crate) fn put_away(&self, id: &str) {
+        let call = Call::start(self.command(&["delete", "--force", id]));
+        if !call.ends_within(PUT_AWAY) {
+            call.signal(Signal::KILL);
+        }
+    }
+
     /// What `state` says of a container: its status, or nothing where it is not there.
     pub(crate) fn status(&self, id: &str) -> Option<String> {
         let state = self.call(&["state", id]);
@@ -77,6 +89,9 @@ impl Ground {
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.root()).status();
+        let _ = Command::new("umount")
+            .arg("--lazy")
+            .arg(self.root())
+            .status();
     }
 }

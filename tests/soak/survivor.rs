@@ -95,10 +95,18 @@ impl<'g> Survivor<'g> {
         }
     }
 
-    pub(crate) fn end(self) {
+    pub(crate) fn end(&self) {
         self.ground.call(&["kill", &self.id, "KILL"]).assert_done();
         let words = ["delete", "--force", &self.id];
         self.ground.call(&words).assert_done();
+    }
+}
+
+impl Drop for Survivor<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.ground.put_away(&self.id);
+        }
     }
 }
 
