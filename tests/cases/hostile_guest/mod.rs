@@ -8,7 +8,7 @@ mod sandbox;
 use harness::Runtime;
 use machine::{End, Machine};
 use oracle::{Bounds, Canary};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
 use sandbox::Sandbox;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -24,10 +24,10 @@ const FLOODED: Bounds = Bounds {
     ..Bounds::IDLE
 };
 
-/// Inodes and open files that a VMM holds for one guest at the most, with what each costs in it.
+/// Inodes and open files that a VMM holds for one guest where its limit is 4096, with what each costs in it.
 const FULL: Bounds = Bounds {
-    descriptors: 128 * 1024,
-    own_kib: 128 * 1024,
+    descriptors: 4096,
+    own_kib: 16 * 1024,
     ..Bounds::IDLE
 };
 
@@ -198,7 +198,7 @@ fn messages_to_the_file_server_stay_in_the_containers_files() {
     }
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
-    let attacks = "names messages handles links nodes ranges syncs descriptors";
+    let attacks = "names messages handles links nodes ranges syncs";
     let mut sandbox = Sandbox::start(attacks, 600);
     let scales = sandbox.weighed();
     sandbox.await_words("names: begins");
@@ -206,6 +206,30 @@ fn messages_to_the_file_server_stay_in_the_containers_files() {
     canary.answers();
     let (_, words) = sandbox.end(&canary);
     words.assert_all_well(attacks);
+    scales.assert_within(Bounds::IDLE);
+}
+
+#[test]
+fn files_are_opened_as_far_as_a_limit_and_the_vmm_keeps_its_own() {
+    /// Far fewer than a host lets a process have: there is no need to open them all.
+    const LIMIT: u64 = 4096;
+    if !Runtime::is_husk() {
+        return;
+    }
+    let host = Runtime::from_environment();
+    let canary = Canary::on(&host);
+    let limit = Rlimit {
+        current: Some(LIMIT),
+        maximum: Some(LIMIT),
+    };
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let mut sandbox = Sandbox::start("descriptors", 600);
+    let scales = sandbox.weighed();
+    sandbox.await_words("descriptors: begins");
+    sandbox.assert_answers();
+    canary.answers();
+    let (_, words) = sandbox.end(&canary);
+    words.assert_all_well("descriptors");
     scales.assert_within(FULL);
 }
 
