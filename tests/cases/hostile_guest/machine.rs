@@ -41,6 +41,8 @@ pub(super) struct Machine {
     readers: Vec<JoinHandle<()>>,
     next_request: u64,
     streams: Vec<OwnedFd>,
+    /// The memory that its guest has come to, as it has told.
+    resized: Option<u32>,
     /// Its configuration and the directory that it shares.
     _directory: TempDir,
 }
@@ -132,6 +134,7 @@ impl Machine {
             readers,
             next_request: 1,
             streams: Vec::new(),
+            resized: None,
             _directory: directory,
         }
     }
@@ -162,14 +165,20 @@ impl Machine {
         });
     }
 
-    /// Its answer to a command. It comes within [`ANSWER`], whatever the guest does.
-    #[track_caller]
-    pub(super) fn answer(&mut self, command: Command) -> Reply {
-        let start = Instant::now();
+    /// Gives it a command and does not wait; the number of the request.
+    pub(super) fn order(&mut self, command: Command) -> u64 {
         let id = self.next_request;
         self.next_request += 1;
         let text = serde_json::to_vec(&Request { id, command }).unwrap();
         send(&self.control, &text, SendFlags::NOSIGNAL).unwrap();
+        id
+    }
+
+    /// Its answer to a command. It comes within [`ANSWER`], whatever the guest does.
+    #[track_caller]
+    pub(super) fn answer(&mut self, command: Command) -> Reply {
+        let start = Instant::now();
+        let id = self.order(command);
         loop {
             let message = self.receive(ANSWER.saturating_sub(start.elapsed()).as_secs());
             match message.unwrap_or_else(|| panic!("no answer within {ANSWER:?}: {}", self.said()))
@@ -221,7 +230,11 @@ impl Machine {
             }
         }
         let text = text.get(..length).filter(|text| !text.is_empty())?;
-        Some(serde_json::from_slice(text).unwrap())
+        let message = serde_json::from_slice(text).unwrap();
+        if let Message::Event(Event::Resized { memory_mib }) = message {
+            self.resized = Some(memory_mib);
+        }
+        Some(message)
     }
 
     /// Waits for its end by itself.
@@ -262,9 +275,9 @@ impl Machine {
     /// Waits until it says that its guest has as much memory as was wanted.
     #[track_caller]
     pub(super) fn await_resized(&mut self) -> u32 {
-        until("all memory is plugged", || match self.receive(0) {
-            Some(Message::Event(Event::Resized { memory_mib })) => Some(memory_mib),
-            _ => None,
+        until("all memory is plugged", || {
+            self.take_events();
+            self.resized
         })
     }
 }
