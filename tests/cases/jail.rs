@@ -2,7 +2,7 @@
 //! it is attacked is in `vmm/tests/jail`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use harness::{Background, Bundle, Runtime, only_husk};
@@ -25,6 +25,30 @@ fn running(runtime: &Runtime) -> (Background<'_>, PathBuf) {
     container.wait_for("up\n");
     let vmm = proc_of(runtime.process(&container.id, "vmm"));
     (container, vmm)
+}
+
+/// Puts an instruction that no program may use everywhere in a program's code: its next step is a
+/// fault. A signal that is only sent does not end the first process of a PID namespace.
+fn break_code(process: &Path) {
+    const HALT: u8 = 0xf4;
+    let maps = fs::read_to_string(process.join("maps")).unwrap();
+    let code = maps
+        .lines()
+        .find(|line| line.contains(" r-xp ") && line.ends_with("husk-vmm"));
+    let (start, end) = code
+        .unwrap()
+        .split_once(' ')
+        .unwrap()
+        .0
+        .split_once('-')
+        .unwrap();
+    let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+    let memory = fs::OpenOptions::new()
+        .write(true)
+        .open(process.join("mem"))
+        .unwrap();
+    let halts = vec![HALT; usize::try_from(end - start).unwrap()];
+    memory.write_all_at(&halts, start).unwrap();
 }
 
 #[test]
@@ -82,16 +106,17 @@ fn root_looks_into_the_vmm_and_nobody_dumps_it() {
     fs::set_permissions(&taker, fs::Permissions::from_mode(0o755)).unwrap();
     let before = fs::read_to_string(PATTERN).unwrap();
     fs::write(PATTERN, format!("|{}", taker.display())).unwrap();
-    let crash = |pid| kill_process(pid, Signal::SEGV).unwrap();
     let mut other = std::process::Command::new("sleep")
         .arg("1000")
         .spawn()
         .unwrap();
-    crash(Pid::from_child(&other));
+    kill_process(Pid::from_child(&other), Signal::SEGV).unwrap();
     other.wait().unwrap();
     let dumped = core.metadata().is_ok_and(|core| core.len() > 0);
     fs::remove_file(&core).unwrap();
-    crash(runtime.process(&container.id, "vmm"));
+    break_code(&vmm);
+    // Something for its threads to do.
+    let _failed = container.exec(&["true"]);
     container.until_stopped();
     fs::write(PATTERN, before).unwrap();
     assert!(dumped, "the taker takes nothing at all");
