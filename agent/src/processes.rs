@@ -134,6 +134,21 @@ fn arguments(command: &[u8], name: &str) -> Vec<String> {
         .collect()
 }
 
+/// What of `bytes` is taken for a process's files: whatever they say, text of bounded length.
+#[cfg(fuzzing)]
+pub(crate) fn read_files(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    if let Some(stat) = parse_stat(&text) {
+        assert!(text.contains(&format!("({})", stat.name)));
+        assert!(ns(stat.cpu_ticks) >= stat.cpu_ticks && ns(stat.start_ticks) >= stat.start_ticks);
+        assert!(terminal_name(stat.terminal).len() <= "pts/4294967295".len());
+    }
+    real_uid(&text);
+    let command = arguments(bytes, "name");
+    let most = bytes.iter().filter(|byte| **byte == 0).count() + 1;
+    assert!((1..=most).contains(&command.len()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

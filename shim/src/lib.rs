@@ -34,6 +34,9 @@ mod container;
 mod deadlines;
 /// What happens in a sandbox by itself.
 mod events;
+/// What reads a stranger's bytes, for fuzzing.
+#[cfg(fuzzing)]
+pub mod fuzzing;
 /// Everything that a guest says, bounded and cleaned.
 pub mod guest;
 /// Programs of the host around a container's life.

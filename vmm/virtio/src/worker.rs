@@ -9,23 +9,37 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+#[cfg(not(fuzzing))]
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+#[cfg(not(fuzzing))]
 use std::sync::mpsc::{Receiver, SendError, sync_channel};
+#[cfg(not(fuzzing))]
 use std::thread::{self, JoinHandle};
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 
+#[cfg(not(fuzzing))]
 use crate::Event;
-use crate::device::{Confine, StartError};
+#[cfg(not(fuzzing))]
+use crate::device::Confine;
+use crate::device::StartError;
+
+/// A worker without a thread, for fuzzing.
+#[cfg(fuzzing)]
+mod inline;
+#[cfg(fuzzing)]
+pub use inline::{Worker, turn};
 
 /// The token of the stop event; a handler's own are below it.
+#[cfg(not(fuzzing))]
 const STOP: u64 = u64::MAX;
 /// How many ready files are taken from epoll at once; more wait for the next turn.
 const READY_MAX: usize = 32;
 /// How often one device says in the log that it gave up: a guest can reset and break it again as often as it likes.
-const REPORTS_MAX: u32 = 8;
+const REPORTS_MAX: u32 = if cfg!(fuzzing) { 0 } else { 8 };
 /// Devices recurse little and keep their buffers on the heap.
+#[cfg(not(fuzzing))]
 const STACK_BYTES: usize = 128 * 1024;
 
 /// What runs in a worker.
@@ -83,13 +97,14 @@ impl Poller {
         Ok(epoll::delete(&self.epoll, file)?)
     }
 
-    fn wait(&self, tokens: &mut Vec<u64>) -> io::Result<()> {
+    /// Fills `tokens` with those of files that are ready. Without a `timeout` it waits for one.
+    fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<&Timespec>) -> io::Result<()> {
         let mut events = Vec::with_capacity(READY_MAX);
         loop {
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
-                None,
+                timeout,
             ) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
@@ -103,6 +118,7 @@ impl Poller {
 }
 
 /// A running worker.
+#[cfg(not(fuzzing))]
 #[derive(Debug)]
 pub struct Worker<H> {
     /// None of one that was never given its handler.
@@ -119,6 +135,7 @@ pub struct Unstarted<H> {
     pub error: StartError,
 }
 
+#[cfg(not(fuzzing))]
 impl<H: Handler> Worker<H> {
     /// Starts a thread that confines itself and then runs `handler`. `failed` is raised if the handler gives up.
     ///
@@ -206,6 +223,7 @@ impl Failure {
     }
 }
 
+#[cfg(not(fuzzing))]
 fn run<H: Handler>(
     name: &'static str,
     handler: &mut H,
@@ -216,7 +234,7 @@ fn run<H: Handler>(
     handler.register(poller).map_err(RunError::Handler)?;
     let mut tokens = Vec::with_capacity(READY_MAX);
     loop {
-        poller.wait(&mut tokens).map_err(RunError::Wait)?;
+        poller.wait(&mut tokens, None).map_err(RunError::Wait)?;
         for token in &tokens {
             if *token == STOP {
                 return Ok(());
@@ -236,6 +254,7 @@ enum RunError<E: std::error::Error> {
     Handler(E),
 }
 
+#[cfg(not(fuzzing))]
 fn wait_for_stop(stop: &Event) {
     let mut files = [rustix::event::PollFd::new(
         stop,

@@ -33,6 +33,9 @@ use crate::saved::SavedDevice;
 use crate::worker::{Handler, Poller, Worker};
 use crate::{Device, GuestMemory, Queue, QueueError, Resources, StartError, Stopped, Traits};
 
+/// The server without queues, for fuzzing.
+#[cfg(fuzzing)]
+pub mod fuzzing;
 /// Which names a guest may use.
 mod names;
 /// What a guest may remember.

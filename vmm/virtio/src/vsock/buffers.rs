@@ -33,6 +33,14 @@ impl<'m> Buffers<'m> {
         })
     }
 
+    /// Memory without a ring.
+    #[cfg(fuzzing)]
+    pub(super) fn of_pieces(pieces: Vec<&'m mut [u8]>) -> Self {
+        Self {
+            pieces: pieces.into_iter().map(VolatileSlice::from).collect(),
+        }
+    }
+
     /// How much is left.
     pub(super) fn len(&self) -> usize {
         self.pieces.iter().map(VolatileSlice::len).sum()
@@ -172,7 +180,7 @@ impl<'m> Permit<'m> {
         Self::from_room(Buffers::writable(chain)?).ok_or(too_small)
     }
 
-    fn from_room(mut payload: Buffers<'m>) -> Option<Self> {
+    pub(super) fn from_room(mut payload: Buffers<'m>) -> Option<Self> {
         let header = payload.split_front(HEADER_BYTES)?;
         (payload.len() > 0).then_some(Self { header, payload })
     }

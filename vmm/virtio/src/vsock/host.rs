@@ -152,7 +152,7 @@ impl Ends {
     }
 
     /// Opens a port again: the tests of connections make many.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn listen(&self, port: u32) {
         let mut ports = lock(&self.ports);
         ports.retain(|open| *open != port);

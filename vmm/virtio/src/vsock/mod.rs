@@ -19,6 +19,9 @@
 mod buffers;
 mod connection;
 mod endpoint;
+/// The connections without queues, for fuzzing.
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host;
 mod muxer;
 mod packet;

@@ -29,7 +29,7 @@ use super::stream::Stream;
 
 /// Connections at one time, those that still write out what an ended one has left included. A container needs three and an exec
 /// three; each costs a file descriptor.
-const CONNECTIONS_MAX: usize = 1024;
+pub(super) const CONNECTIONS_MAX: usize = 1024;
 /// Connections that may be there when one gets a large buffer: at most this many have one. With the
 /// small ones of all others that is 88 MiB, should all be stalled.
 const LARGE_BUFFERS_MAX: usize = 128;
@@ -123,6 +123,12 @@ impl Muxer {
     /// Readable when some stream has news.
     pub(super) fn news(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
+    }
+
+    /// How many connections there are.
+    #[cfg(fuzzing)]
+    pub(super) fn connections(&self) -> usize {
+        self.table.len()
     }
 
     /// Whether a packet of the guest's may be taken now.
