@@ -3,8 +3,9 @@
 //!
 //! The input is a guest kernel that was taken over: it knows every operation, uses the inodes and
 //! handles it was given, and lies where it likes. Promised: whatever it sends, nothing outside of
-//! the served directory is changed, opened or read, no descriptor leads there, and the server goes
-//! on to serve who mounts it anew.
+//! the served directory is changed, opened or read, nothing of the supervisor's levels above the
+//! mounts is changed, no descriptor leads outside, and the server goes on to serve who mounts it
+//! anew.
 
 /// A guest that speaks FUSE.
 mod guest;

@@ -73,6 +73,7 @@ const OPERATIONS: &[u32] = &[
 ];
 const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
+const SYNCFS: u32 = 50;
 /// FORGET, GETATTR, READLINK, STATFS, FSYNC, FLUSH, INIT, RELEASEDIR, FSYNCDIR, ACCESS, INTERRUPT,
 /// DESTROY, BATCH_FORGET, SYNCFS, and some that nobody knows.
 const OTHERS: &[u32] = &[
@@ -89,7 +90,7 @@ const OTHERS: &[u32] = &[
     36,
     38,
     BATCH_FORGET,
-    50,
+    SYNCFS,
     51,
     52,
     31,
@@ -152,6 +153,8 @@ pub(super) struct Guest {
     inodes: Vec<u64>,
     handles: Vec<u64>,
     unique: u64,
+    /// Each SYNCFS after the first waits.
+    synced: bool,
 }
 
 impl Guest {
@@ -162,6 +165,7 @@ impl Guest {
             inodes: vec![ROOT],
             handles: vec![0],
             unique: 0,
+            synced: false,
         }
     }
 
@@ -205,6 +209,9 @@ impl Guest {
                 (operation, inode, self.body(operation, input))
             }
         };
+        if operation == SYNCFS && std::mem::replace(&mut self.synced, true) {
+            return;
+        }
         let mut message = self.message(operation, inode, &body);
         if kind & 0x80 != 0 {
             distort(&mut message, input);

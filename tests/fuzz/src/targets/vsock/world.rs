@@ -255,6 +255,8 @@ impl World {
     fn connected(&mut self, header: Header, port: u32, stream: UnixStream) {
         assert_eq!((port, header.packet.op), (header.key.0, REQUEST));
         assert!(HOST_PORTS.contains(&port) && self.sockets.host().accepted().is_none());
+        // Each port is dialled once, and many connections are wanted here.
+        self.sockets.listen(port);
         let peer = self.peer(stream);
         let connection = Connection::accepted(peer, header.packet);
         // One that was there is replaced when the host has left it and the guest begins anew.
