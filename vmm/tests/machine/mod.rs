@@ -44,6 +44,8 @@ fn kernel(code: &[u8]) -> NamedTempFile {
             .flat_map(|long| long.to_le_bytes()),
     );
     elf.extend(code);
+    // As long as what the loader reads at once.
+    elf.resize(elf.len().max(8192), 0);
     let mut file = NamedTempFile::new().unwrap();
     file.write_all(&elf).unwrap();
     file
