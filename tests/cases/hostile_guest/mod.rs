@@ -5,7 +5,7 @@ mod machine;
 mod oracle;
 mod sandbox;
 
-use harness::Runtime;
+use harness::{Runtime, only_husk};
 use machine::{End, Machine};
 use oracle::{Bounds, Canary};
 use rustix::process::{Resource, Rlimit, Signal, setrlimit};
@@ -41,9 +41,7 @@ fn assert_survived(end: &End, attacks: &str) {
 
 /// Runs attacks in a machine of its own to their end.
 fn survives(attacks: &str, vcpus: u8, bounds: Bounds) {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let mut machine = Machine::start(attacks, vcpus);
@@ -84,9 +82,7 @@ fn packets_that_lie_are_answered_by_resets() {
 
 #[test]
 fn memory_is_had_as_offered_and_no_further() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let attacks = "orders plugging";
@@ -124,9 +120,7 @@ fn memory_is_had_as_offered_and_no_further() {
 
 #[test]
 fn a_device_that_is_fed_by_one_vcpu_and_reset_by_another_holds_up_nobody() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let mut machine = Machine::start("resets fed", 2);
@@ -149,9 +143,7 @@ fn a_device_that_is_fed_by_one_vcpu_and_reset_by_another_holds_up_nobody() {
 
 #[test]
 fn connections_without_end_hold_up_nobody() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     // One supervisor takes what comes, the other one does not.
@@ -178,9 +170,7 @@ fn connections_without_end_hold_up_nobody() {
 
 #[test]
 fn a_sandboxs_share_is_the_supervisors_above_the_containers_files() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     // It goes on for ever, so that the levels can be looked at.
@@ -194,9 +184,7 @@ fn a_sandboxs_share_is_the_supervisors_above_the_containers_files() {
 
 #[test]
 fn messages_to_the_file_server_stay_in_the_containers_files() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let attacks = "names messages handles links nodes ranges syncs";
@@ -214,9 +202,7 @@ fn messages_to_the_file_server_stay_in_the_containers_files() {
 fn files_are_opened_as_far_as_a_limit_and_the_vmm_keeps_its_own() {
     /// Far fewer than a host lets a process have: there is no need to open them all.
     const LIMIT: u64 = 4096;
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let limit = Rlimit {
@@ -238,9 +224,7 @@ fn files_are_opened_as_far_as_a_limit_and_the_vmm_keeps_its_own() {
 fn floods_of_logs_and_marks_fill_nothing() {
     /// A supervisor logs no more than a MiB of a console, each line with a time and a few words.
     const LOG_MAX_BYTES: usize = 16 << 20;
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     let mut sandbox = Sandbox::start("marks serial console", 600);
@@ -261,9 +245,7 @@ fn floods_of_logs_and_marks_fill_nothing() {
 
 #[test]
 fn an_agents_dial_and_bad_answers_end_the_sandbox_alone() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     for (attacks, patience_s) in [("agent reset", 600), ("dials-for-ever", 5)] {
@@ -279,9 +261,7 @@ fn an_agents_dial_and_bad_answers_end_the_sandbox_alone() {
 
 #[test]
 fn a_guest_that_ends_or_never_answers_leaves_nothing() {
-    if !Runtime::is_husk() {
-        return;
-    }
+    only_husk("runc has no guest kernel to take the place of");
     let host = Runtime::from_environment();
     let canary = Canary::on(&host);
     for (attack, told) in [
