@@ -363,7 +363,9 @@ fn walk(memory: &GuestMemory, state: &QueueState, head: u16) -> Vec<Piece> {
     let mut indirect = false;
     let mut bytes: u64 = 0;
     while left > 0 && index < size {
-        let at = table + 16 * u64::from(index);
+        let Some(at) = table.checked_add(16 * u64::from(index)) else {
+            break;
+        };
         let Ok(descriptor) = memory.read_obj::<[u8; 16]>(GuestAddress(at)) else {
             break;
         };
@@ -373,8 +375,9 @@ fn walk(memory: &GuestMemory, state: &QueueState, head: u16) -> Vec<Piece> {
         let next = u16::from_le_bytes(descriptor[14..].try_into().unwrap());
         if flags & INDIRECT_FLAG != 0 {
             let entries = length / 16;
-            let odd = length % 16 != 0 || entries == 0 || entries > u32::from(u16::MAX);
-            if indirect || odd || flags & NEXT != 0 || !address.is_multiple_of(16) {
+            let odd = length % 16 != 0 || entries > u32::from(u16::MAX);
+            // A chain ends with its table; that it goes on behind it is not looked at.
+            if indirect || odd {
                 break;
             }
             (indirect, table, size) = (true, address, entries);
