@@ -120,8 +120,13 @@ impl Share {
         length: u32,
     ) -> Answer {
         let sent = self.put(op, inode, parts, length);
+        self.await_answer(sent, ANSWER_MAX)
+    }
+
+    /// Sends what was put, with so much room for its answer.
+    fn await_answer(&mut self, sent: usize, room: u32) -> Answer {
         cpu::fill(answer_of(FS), 0, OUT_HEADER);
-        let written = self.live.ask_in_place(1, sent as u32, ANSWER_MAX);
+        let written = self.live.ask_in_place(1, sent as u32, room);
         self.answer(written)
     }
 
@@ -207,9 +212,13 @@ impl Share {
         self.ask(WRITE, inode, &[&body, bytes])
     }
 
-    /// Reads from an open file.
+    /// Reads from an open file. As with Linux there is room for what is asked for and no more: with
+    /// more, virtiofsd answers EIO where the file goes on.
     pub(crate) fn read(&mut self, inode: u64, handle: u64, offset: u64, size: u32) -> Answer {
-        self.ask(READ, inode, &[&write_body(handle, offset, size)])
+        let body = write_body(handle, offset, size);
+        let sent = self.put(READ, inode, &[&body], (IN_HEADER + body.len()) as u32);
+        let room = size.saturating_add(OUT_HEADER as u32).min(ANSWER_MAX);
+        self.await_answer(sent, room)
     }
 
     /// Gives the name of the first entry of a directory that is neither `.` nor `..` to `name`; how long it is.
