@@ -252,7 +252,8 @@ fn the_supervisor_stays_in_the_hosts_network() {
         .filter(|task| !task.ends_with(process.pid().to_string()))
         .map(|task| link(task.join("ns/net").to_str().unwrap()))
         .collect();
-    assert_eq!(others, std::slice::from_ref(&own));
+    assert!(!others.is_empty());
+    assert!(others.iter().all(|other| *other == own), "{others:?}");
     // The runtime's namespace is where the specification has them run.
     assert_eq!(fs::read_to_string(seen.path()).unwrap().trim(), own);
 }
