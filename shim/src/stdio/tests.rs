@@ -18,10 +18,10 @@ use crate::vm;
 const MUCH_BYTES: usize = 3 * 1024 * 1024;
 
 /// Answers every `Connect` and hands out the guest's ends in order, their ids read.
-async fn guest_ends(vmm: OwnedFd, count: usize) -> Vec<UnixStream> {
+async fn guest_ends(vmm: OwnedFd, ids: Vec<StreamId>) -> Vec<UnixStream> {
     let vmm = polled::watch(vmm).unwrap();
     let mut ends = Vec::new();
-    while ends.len() < count {
+    for expected in ids {
         let mut packet = vec![0; vmm_api::PACKET_MAX_BYTES];
         let (length, fd) = vmm
             .async_io(Interest::READABLE, |socket| receive(socket, &mut packet))
@@ -38,7 +38,7 @@ async fn guest_ends(vmm: OwnedFd, count: usize) -> Vec<UnixStream> {
         let mut end = UnixStream::from(fd);
         let mut id = [0; 8];
         end.read_exact(&mut id).unwrap();
-        assert_eq!(u64::from_le_bytes(id), ends.len() as u64 + 1);
+        assert_eq!(u64::from_le_bytes(id), expected.get());
         ends.push(end);
     }
     ends
@@ -70,14 +70,12 @@ async fn open(stdio: &Stdio) -> (ProcessStreams, Vec<UnixStream>) {
     .unwrap();
     let (control, _events) = vm::open_control(ours).unwrap();
     let ids = Ids::random(stdio).unwrap();
-    let count = [ids.stdin, ids.stdout, ids.stderr, ids.terminal]
-        .iter()
-        .flatten()
-        .count();
+    let in_order = [ids.stdin, ids.stdout, ids.stderr, ids.terminal];
+    let expected = in_order.into_iter().flatten().collect();
     let outside = Outside::open(&Storage::default(), stdio).await.unwrap();
     let (streams, ends) = tokio::join!(
         ProcessStreams::open(&control, ids, outside),
-        guest_ends(theirs, count)
+        guest_ends(theirs, expected)
     );
     (streams.unwrap(), ends)
 }
