@@ -23,11 +23,14 @@ use crate::spec::ConfiguredSize;
 /// The configuration file that is read when `--config` names no other; it need not exist.
 const CONFIG_FILE: &str = "/etc/husk/config.toml";
 
+/// The directory of the state of containers, made with the first of them.
+const ROOT: &str = "/run/husk";
+
 /// The options that every verb takes.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// Directory of the state of all containers
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/husk")]
+    #[arg(long, global = true, value_name = "DIR", default_value = ROOT)]
     pub(crate) root: PathBuf,
     /// Configuration file [default: /etc/husk/config.toml, if there is one]
     #[arg(long, global = true, value_name = "FILE")]
@@ -76,6 +79,11 @@ pub(crate) enum LogFormat {
 }
 
 impl Options {
+    /// Whether the state is where nobody has chosen it to be.
+    pub(crate) fn has_default_root(&self) -> bool {
+        self.root == Path::new(ROOT)
+    }
+
     /// The command line words that give another husk the same options. Paths are made absolute, since that process may run elsewhere.
     pub(crate) fn to_args(&self) -> io::Result<Vec<OsString>> {
         let mut args = vec!["--root".into(), absolute(&self.root)?];

@@ -21,6 +21,7 @@ use crate::hooks::Hooks;
 use crate::id_map::IdMap;
 
 mod capability;
+mod defaults;
 mod id_map;
 mod member;
 mod refuse;
@@ -202,9 +203,7 @@ impl Split {
 
 /// The process of an exec, an OCI `process` object, made fit for the guest. With it, whether it has a terminal.
 pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
-    let mut process: Value = serde_json::from_slice(json).map_err(SpecError::Parse)?;
-    warn_of_unknown(&capability::drop_unknown(&mut process));
-    let mut process: Process = serde_json::from_value(process).map_err(SpecError::Parse)?;
+    let mut process = read_process(json)?;
     check_process(&process)?;
     drop_labels(&mut process);
     let terminal = process.terminal().unwrap_or(false);
@@ -212,6 +211,20 @@ pub(crate) fn exec_process(json: &[u8]) -> Result<(Vec<u8>, bool), SpecError> {
         serde_json::to_vec(&process).map_err(SpecError::Write)?,
         terminal,
     ))
+}
+
+/// Reads an OCI `process` object as leniently as runc does.
+pub(crate) fn read_process(json: &[u8]) -> Result<Process, SpecError> {
+    let mut process: Value = serde_json::from_slice(json).map_err(SpecError::Parse)?;
+    warn_of_unknown(&capability::drop_unknown(&mut process));
+    defaults::complete_process(&mut process);
+    serde_json::from_value(process).map_err(SpecError::Parse)
+}
+
+/// The `process` of a configuration, which was checked when its container was made.
+pub(crate) fn process_of(config: &[u8]) -> Result<Process, SpecError> {
+    let (spec, _) = parse(config)?;
+    spec.process().clone().ok_or(SpecError::Missing("process"))
 }
 
 /// The limits of an update, an OCI `linux.resources` object, made fit for the guest. With it, what they demand of the VM.
@@ -235,7 +248,7 @@ fn drop_cpu_numbers(resources: &mut LinuxResources) {
     }
 }
 
-/// The configuration without its `vm` section and without capabilities that nobody knows, and the size that it asks for.
+/// The configuration without its `vm` section and without capabilities that nobody knows, complete, and the size that it asks for.
 fn parse(config: &[u8]) -> Result<(Spec, Asked), SpecError> {
     let asked = vm::section(config)?;
     // Read as it is, an error has its place in the file.
@@ -249,6 +262,7 @@ fn parse(config: &[u8]) -> Result<(Spec, Asked), SpecError> {
     if let Some(process) = sections.get_mut("process") {
         warn_of_unknown(&capability::drop_unknown(process));
     }
+    defaults::complete_config(&mut sections);
     match serde_json::from_value(sections.into()) {
         Ok(spec) => Ok((spec, asked.unwrap_or_default())),
         Err(error) => Err(SpecError::Parse(strict.unwrap_or(error))),

@@ -255,3 +255,15 @@ fn a_setting_nobody_knows() {
         .run(&Bundle::busybox())
         .assert_refused(&["memroy_mib"]);
 }
+
+#[test]
+fn a_list_of_a_root_that_is_not_there() {
+    let runtime = Runtime::from_environment();
+    let output = Command::new(runtime.executable())
+        .args(["--root", "/not/there", "list"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("/not/there"), "{errors}");
+}

@@ -1,6 +1,6 @@
 //! What a process starts with: environment, directory, user, groups, umask, limits.
 
-use harness::{Bundle, Runtime};
+use harness::{Background, Bundle, Runtime};
 use serde_json::json;
 
 fn run(bundle: &Bundle) -> harness::Output {
@@ -22,6 +22,87 @@ fn variables_are_those_of_the_configuration() {
         .collect();
     lines.sort_unstable();
     assert_eq!(lines, ["COLOUR=a green one", "EMPTY=", "PATH=/bin"]);
+}
+
+#[test]
+fn the_last_value_of_a_variable_counts_and_is_passed_once() {
+    let bundle = Bundle::busybox().args(&["env"]).with(
+        "/process/env",
+        json!(["PATH=/none", "COLOUR=red", "COLOUR=blue", "PATH=/bin"]),
+    );
+    let output = run(&bundle);
+    output.assert_status(0);
+    let text = output.text();
+    let mut lines: Vec<_> = text
+        .lines()
+        .filter(|line| !line.starts_with("HOME="))
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["COLOUR=blue", "PATH=/bin"]);
+}
+
+/// A user table as an image has it.
+fn with_users(bundle: Bundle) -> Bundle {
+    let table = "root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000:u:/home/user:/bin/sh\n";
+    std::fs::write(bundle.rootfs().join("etc/passwd"), table).unwrap();
+    bundle
+}
+
+#[test]
+fn home_without_a_value_is_the_users() {
+    let bundle = with_users(Bundle::busybox().args(&["env"]))
+        .with("/process/env", json!(["PATH=/bin", "HOME="]))
+        .with("/process/user", json!({"uid": 1000, "gid": 1000}));
+    let text = run(&bundle).text();
+    let homes: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("HOME="))
+        .collect();
+    assert_eq!(homes, ["HOME=/home/user"], "{text}");
+}
+
+#[test]
+fn home_and_variables_of_an_exec_are_its_own() {
+    let bundle = with_users(Bundle::busybox().args(&["sleep", "1000"]))
+        .with("/process/env", json!(["PATH=/bin", "COLOUR=red"]))
+        .with("/process/user", json!({"uid": 1000, "gid": 1000}));
+    let runtime = Runtime::from_environment();
+    let container = Background::started(&runtime, bundle);
+    let exec = |options: &[&str], shown: &str| {
+        let words = [&["exec"], options, &[&container.id, "sh", "-c", shown]].concat();
+        runtime.call(&words)
+    };
+    exec(&[], "echo $HOME").assert_prints("/home/user\n");
+    exec(&["--user", "0:0"], "echo $HOME").assert_prints("/root\n");
+    exec(&["--user", "4242"], "echo $HOME").assert_prints("/\n");
+    exec(&["--env", "HOME=/there"], "echo $HOME").assert_prints("/there\n");
+    let colours = "env | grep COLOUR";
+    exec(&["--env", "COLOUR=blue"], colours).assert_prints("COLOUR=blue\n");
+    container.remove();
+}
+
+#[test]
+fn a_process_without_a_user_is_roots() {
+    let mut bundle = Bundle::busybox().args(&["id", "-u"]);
+    bundle.config["process"]
+        .as_object_mut()
+        .unwrap()
+        .remove("user");
+    run(&bundle).assert_prints("0\n");
+}
+
+#[test]
+fn an_exec_from_a_file_needs_no_user_either() {
+    let runtime = Runtime::from_environment();
+    let container = Background::started(&runtime, Bundle::busybox().args(&["sleep", "1000"]));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let process = json!({"args": ["id", "-u"], "cwd": "/", "env": ["PATH=/bin"]});
+    std::fs::write(file.path(), process.to_string()).unwrap();
+    let path = file.path().to_str().unwrap();
+    runtime
+        .call(&["exec", "--process", path, &container.id])
+        .assert_prints("0\n");
+    container.remove();
 }
 
 #[test]

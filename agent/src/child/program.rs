@@ -56,7 +56,8 @@ pub(super) fn prepare(process: &Process) -> Result<Program, Failure> {
         variable(&process.env, "PATH").unwrap_or(PATH_DEFAULT),
     )?;
     let mut env = process.env.clone();
-    if variable(&env, "HOME").is_none() {
+    if variable(&env, "HOME").is_none_or(str::is_empty) {
+        env.retain(|entry| !entry.starts_with("HOME="));
         env.push(format!("HOME={home}"));
     }
     let strings = |given: &[String]| {

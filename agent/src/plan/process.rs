@@ -1,5 +1,6 @@
 //! The `process` of a specification, checked and put into kernel terms (pure).
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall, PosixRlimitType};
@@ -95,7 +96,7 @@ pub(super) fn read(
         .map(|size| (size.width(), size.height()));
     Ok(Process {
         args,
-        env,
+        env: without_repeats(env),
         cwd: given.cwd().clone(),
         uid: given.user().uid(),
         gid: given.user().gid(),
@@ -114,6 +115,21 @@ pub(super) fn read(
         terminal: given.terminal().unwrap_or(false),
         size: size.or(console_size),
     })
+}
+
+/// Of the values that a variable is given, the last counts.
+fn without_repeats(env: Vec<String>) -> Vec<String> {
+    let mut names = HashSet::new();
+    let mut env: Vec<_> = env
+        .into_iter()
+        .rev()
+        .filter(|entry| {
+            let name = entry.split_once('=').map_or(&**entry, |(name, _)| name);
+            names.insert(name.to_owned())
+        })
+        .collect();
+    env.reverse();
+    env
 }
 
 /// What a filter would ask somebody about, who is on the host and cannot look into the guest.

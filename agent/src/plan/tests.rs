@@ -67,6 +67,14 @@ fn a_container_has_a_mount_namespace_of_its_own() {
 }
 
 #[test]
+fn the_last_value_of_a_variable_counts_and_is_passed_once() {
+    let mut spec = spec();
+    spec["process"]["env"] = json!(["A=1", "B=2", "A=3", "B", "AB=4"]);
+    let (_, process) = read(&spec).unwrap();
+    assert_eq!(process.env, ["A=3", "B", "AB=4"]);
+}
+
+#[test]
 fn a_user_namespace_needs_maps() {
     let mut spec = spec();
     spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]);

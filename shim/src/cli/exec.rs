@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, anyhow};
-use oci_spec::runtime::{Capability, LinuxCapabilities, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process};
 
 use super::bundle::refuse_descriptors;
 use super::foreground::{attend, block_on, exit_code, no_program, unless_ended, write_pid};
@@ -17,10 +17,11 @@ use super::signals::Signals;
 use super::tasks::{Streams, Task};
 use super::{Failure, console};
 use crate::config::Options;
+use crate::spec;
 use crate::state::{ProcessRef, Status};
 use crate::terminal::Terminal;
 
-/// Run another command in a running container
+/// Run another command in a container
 ///
 /// The command has this one's standard input, output and error, or with --tty its terminal, and its exit status is this one's.
 #[derive(Debug, clap::Args)]
@@ -94,15 +95,22 @@ struct Change {
     process_label: Option<String>,
 }
 
+/// The exit status when husk itself fails, as with runc: 1 may be the command's own.
+const FAILED_STATUS: u8 = 255;
+
 /// Runs it to its end, or in the background to its start.
 pub(super) fn run(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failure> {
+    exec(options, args).map_err(|failure| failure.or_code(FAILED_STATUS))
+}
+
+fn exec(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failure> {
     refuse_descriptors(args.preserve_fds)?;
     if args.cgroup.is_some() {
         return Err(anyhow!("--cgroup: a command is always in its container's cgroup").into());
     }
     let state = record::state(options, &args.id)?;
-    if state.status != Status::Running {
-        return Err(anyhow!("{} is {}, not running", args.id, state.status).into());
+    if !matches!(state.status, Status::Created | Status::Running) {
+        return Err(anyhow!("cannot exec in a {} container: {}", state.status, args.id).into());
     }
     let process = process(&state, args)?;
     let has_terminal = process.terminal() == Some(true);
@@ -181,17 +189,13 @@ fn process(state: &State, args: &ExecArgs) -> anyhow::Result<Process> {
     if let Some(path) = &args.process {
         let json =
             std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        return serde_json::from_slice(&json)
+        return spec::read_process(&json)
             .with_context(|| format!("{} is not an OCI process", path.display()));
     }
     let path = state.bundle.join("config.json");
     let json = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let spec: Spec = serde_json::from_slice(&json)
-        .with_context(|| format!("{} is not an OCI configuration", path.display()))?;
-    let process = spec
-        .process()
-        .clone()
-        .ok_or_else(|| anyhow!("{} has no process", path.display()))?;
+    let process = spec::process_of(&json)
+        .with_context(|| format!("{} has no process to run", path.display()))?;
     let process = adapted(process, &args.change);
     Ok(with_command(process, &args.command))
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::Failure;
@@ -37,6 +38,11 @@ enum Format {
 
 /// Prints them.
 pub(super) fn run(options: &Options, args: &ListArgs) -> Result<ExitCode, Failure> {
+    // Without a container there is no default root yet; one that was named is expected to be there.
+    if !options.has_default_root() {
+        let root = options.root.display();
+        std::fs::metadata(&options.root).with_context(|| format!("cannot list {root}"))?;
+    }
     let states = record::all(options)?;
     if args.quiet {
         for state in &states {

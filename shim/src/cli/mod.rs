@@ -156,6 +156,20 @@ pub(crate) struct Failure {
     pub(crate) error: anyhow::Error,
 }
 
+impl Failure {
+    /// The same with the exit status `code`, if it has none of its own yet.
+    fn or_code(self, code: u8) -> Self {
+        if self.code == ExitCode::FAILURE {
+            Self {
+                code: code.into(),
+                ..self
+            }
+        } else {
+            self
+        }
+    }
+}
+
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self {

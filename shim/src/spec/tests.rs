@@ -265,11 +265,25 @@ fn what_must_be_there_is_named() {
 }
 
 #[test]
+fn a_process_without_a_user_is_roots() {
+    let mut config = config();
+    config["process"].as_object_mut().unwrap().remove("user");
+    let user = guest_of(&config)["process"]["user"].clone();
+    assert_eq!(user, json!({"uid": 0, "gid": 0}));
+    let process = process_of(config.to_string().as_bytes()).unwrap();
+    assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+}
+
+#[test]
 fn an_exec_is_checked_like_a_process() {
     let process =
         json!({"user": {"uid": 0, "gid": 0}, "args": ["sh"], "cwd": "/", "terminal": true});
     let (_, terminal) = exec_process(process.to_string().as_bytes()).unwrap();
     assert!(terminal);
+    let process = json!({"args": ["sh"], "cwd": "/"});
+    let (kept, _) = exec_process(process.to_string().as_bytes()).unwrap();
+    let kept: Value = serde_json::from_slice(&kept).unwrap();
+    assert_eq!(kept["user"], json!({"uid": 0, "gid": 0}));
     let process = json!({"user": {"uid": 0, "gid": 0}, "args": [], "cwd": "/"});
     assert!(exec_process(process.to_string().as_bytes()).is_err());
 }
