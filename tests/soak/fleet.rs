@@ -232,8 +232,9 @@ impl Verb {
         match self {
             Self::Create => status.is_none(),
             Self::Start => status == Some("created"),
-            Self::Exec => status == Some("running"),
-            Self::Update | Self::Pause => matches!(status, Some("created" | "running")),
+            Self::Exec | Self::Update | Self::Pause => {
+                matches!(status, Some("created" | "running"))
+            }
             Self::Resume => status == Some("paused"),
             Self::Kill => matches!(status, Some("created" | "running" | "paused")),
             Self::Delete => matches!(status, Some("created" | "stopped")),
