@@ -60,7 +60,7 @@ const HELP: &str = "\
 
 Run containers:
   run     Run a container in the foreground and exit with its status
-  exec    Run another command in a running container
+  exec    Run another command in a container
 
 Step by step, as an engine does:
   create  Create a container that waits for its start
