@@ -16,6 +16,9 @@ use tokio::io::Interest;
 use crate::plan::{Limit, Limits, Present};
 use crate::watch::watch;
 
+/// What the kernel says of cgroups, read.
+mod text;
+
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -88,9 +91,9 @@ impl Cgroup {
 
     /// The cgroup in it that its process `pid` is in: itself, or one that the container has made and moved the process to.
     pub(crate) fn current(&self, pid: i32) -> PathBuf {
-        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-        path.map(|path| Path::new(MOUNT).join(path))
+        let table = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text::unified(&table)
+            .map(|path| Path::new(MOUNT).join(path))
             .filter(|path| path.starts_with(&self.path) && path.is_dir())
             .unwrap_or_else(|| self.path.clone())
     }
@@ -185,10 +188,7 @@ impl Cgroup {
     /// How many of its processes the kernel has killed for memory.
     pub(crate) fn oom_kills(&self) -> io::Result<u64> {
         let events = fs::read_to_string(self.path.join("memory.events"))?;
-        let kills = events
-            .lines()
-            .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok());
-        Ok(kills.unwrap_or(0))
+        Ok(text::oom_kills(&events))
     }
 
     /// Removes it, and what the container made below it. Fails while a process is in it.

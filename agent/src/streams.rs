@@ -12,8 +12,10 @@
 //! The acceptor lives as long as the agent. Where it has no descriptor or memory for a connection it pauses and tries again; a connection that
 //! does not say its id makes way for newer ones.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+/// Who waits for whom.
+mod table;
+
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,11 +28,10 @@ use tokio::time::timeout;
 use crate::log::{line_of, warn};
 use crate::stdio;
 use crate::transport::{AcceptError, Listener, Socket};
+use table::{Greeting, Table};
 
 /// How long one side waits for the other.
 pub(crate) const CLAIM_DEADLINE: Duration = Duration::from_secs(10);
-/// Connections that nobody has claimed. The host opens four per process at most, and processes are claimed within a deadline.
-const UNCLAIMED_MAX: usize = 256;
 /// Connections whose id is still being read: a burst of starts. The host sends an id with the connection, so that the oldest are those that
 /// will not send one.
 const HANDSHAKES_MAX: usize = 64;
@@ -39,63 +40,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A stream to come.
 pub(crate) type Claim = oneshot::Receiver<Socket>;
-
-/// Who waits for whom (pure).
-#[derive(Debug)]
-struct Table<S> {
-    slots: HashMap<StreamId, Slot<S>>,
-}
-
-#[derive(Debug)]
-enum Slot<S> {
-    Arrived(S),
-    Wanted(oneshot::Sender<S>),
-}
-
-impl<S> Table<S> {
-    fn new() -> Self {
-        Self {
-            slots: HashMap::new(),
-        }
-    }
-
-    /// A connection has said its id. It is given back where it cannot be taken: the id is taken, or too many wait.
-    fn arrive(&mut self, id: StreamId, socket: S) -> Result<(), S> {
-        let arrived = self
-            .slots
-            .values()
-            .filter(|slot| matches!(slot, Slot::Arrived(_)))
-            .count();
-        match self.slots.entry(id) {
-            Entry::Occupied(slot) if matches!(slot.get(), Slot::Arrived(_)) => Err(socket),
-            Entry::Occupied(slot) => match slot.remove() {
-                Slot::Wanted(claim) => claim.send(socket),
-                Slot::Arrived(socket) => Err(socket),
-            },
-            Entry::Vacant(_) if arrived >= UNCLAIMED_MAX => Err(socket),
-            Entry::Vacant(slot) => {
-                slot.insert(Slot::Arrived(socket));
-                Ok(())
-            }
-        }
-    }
-
-    /// A process wants the stream. A second claim takes the place of the first.
-    fn claim(&mut self, id: StreamId) -> oneshot::Receiver<S> {
-        let (sender, receiver) = oneshot::channel();
-        match self.slots.remove(&id) {
-            // The receiver is there, so that nothing is lost.
-            Some(Slot::Arrived(socket)) => drop(sender.send(socket)),
-            Some(Slot::Wanted(_)) | None => drop(self.slots.insert(id, Slot::Wanted(sender))),
-        }
-        receiver
-    }
-
-    /// Nobody came in time.
-    fn expire(&mut self, id: StreamId) {
-        self.slots.remove(&id);
-    }
-}
 
 /// The streams of this sandbox.
 #[derive(Clone, Debug)]
@@ -150,15 +94,16 @@ impl Streams {
     }
 
     async fn handshake(&self, socket: Socket) -> io::Result<()> {
-        let mut id = [0; 8];
-        let mut have = 0;
-        while have < id.len() {
-            match stdio::read(&socket, &mut id[have..]).await? {
+        let mut greeting = Greeting::default();
+        let id = loop {
+            match stdio::read(&socket, greeting.room()).await? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => have += count,
+                count => greeting.came(count),
             }
-        }
-        let id = StreamId::new(u64::from_le_bytes(id)).ok_or(io::ErrorKind::InvalidData)?;
+            if let Some(said) = greeting.said() {
+                break said.ok_or(io::ErrorKind::InvalidData)?;
+            }
+        };
         if self.table().arrive(id, socket).is_err() {
             // The id is a secret, and is not told.
             warn!("a stream was refused: it is there already, or too many wait");
@@ -190,58 +135,5 @@ impl Handshakes {
             }
         });
         self.0.push_back(handshake.abort_handle());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn id(number: u64) -> StreamId {
-        StreamId::new(number).unwrap()
-    }
-
-    #[test]
-    fn a_claim_meets_an_earlier_connection() {
-        let mut table = Table::new();
-        table.arrive(id(1), "socket").unwrap();
-        assert_eq!(table.claim(id(1)).try_recv(), Ok("socket"));
-    }
-
-    #[test]
-    fn a_connection_meets_an_earlier_claim() {
-        let mut table = Table::new();
-        let mut claim = table.claim(id(1));
-        assert!(claim.try_recv().is_err());
-        table.arrive(id(1), "socket").unwrap();
-        assert_eq!(claim.try_recv(), Ok("socket"));
-    }
-
-    #[test]
-    fn an_id_is_taken_once() {
-        let mut table = Table::new();
-        table.arrive(id(1), "first").unwrap();
-        assert_eq!(table.arrive(id(1), "second"), Err("second"));
-        assert_eq!(table.claim(id(1)).try_recv(), Ok("first"));
-    }
-
-    #[test]
-    fn unclaimed_connections_are_bounded() {
-        let mut table = Table::new();
-        for number in 1..=UNCLAIMED_MAX as u64 {
-            table.arrive(id(number), ()).unwrap();
-        }
-        assert_eq!(table.arrive(id(1 + UNCLAIMED_MAX as u64), ()), Err(()));
-        let wanted = table.claim(id(1));
-        drop(wanted);
-        assert_eq!(table.arrive(id(1 + UNCLAIMED_MAX as u64), ()), Ok(()));
-    }
-
-    #[test]
-    fn an_expired_claim_ends() {
-        let mut table: Table<()> = Table::new();
-        let mut claim = table.claim(id(1));
-        table.expire(id(1));
-        assert_eq!(claim.try_recv(), Err(oneshot::error::TryRecvError::Closed));
     }
 }

@@ -251,9 +251,8 @@ pub(crate) struct Home(PathBuf);
 
 impl Home {
     fn of_this() -> io::Result<Self> {
-        let text = fs::read_to_string("/proc/self/cgroup")?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
-        let path = path.ok_or(io::ErrorKind::NotFound)?;
+        let text = fs::read("/proc/self/cgroup")?;
+        let path = unified(&text).ok_or(io::ErrorKind::NotFound)?;
         Ok(Self(Path::new(CGROUP_ROOT).join(path)))
     }
 
@@ -420,6 +419,32 @@ fn count_of(lines: &str, name: &str) -> u64 {
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
         .and_then(|count| count.trim().parse().ok())
         .unwrap_or(0)
+}
+
+/// The path of version 2's hierarchy in a `/proc/PID/cgroup` (pure). Names of cgroups need not be text.
+fn unified(table: &[u8]) -> Option<&Path> {
+    let mut lines = table.split(|byte| *byte == b'\n');
+    let path = lines.find_map(|line| line.strip_prefix(b"0::/"))?;
+    Some(Path::new(OsStr::from_bytes(path)))
+}
+
+/// A counter is what its own line says, wherever in the file that is; a path is found whatever it has.
+#[cfg(fuzzing)]
+pub(crate) fn read_files(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let before: String = text.lines().map(|line| format!("x{line}\n")).collect();
+    let later = format!("{before}oom_kill {}\n", bytes.len());
+    assert_eq!(
+        count_of(&later, "oom_kill"),
+        u64::try_from(bytes.len()).unwrap_or_default()
+    );
+    let name: Vec<u8> = bytes
+        .iter()
+        .copied()
+        .filter(|byte| *byte != b'\n')
+        .collect();
+    let table = [b"1:name=systemd:/a\n0::/", &name[..], b"\n"].concat();
+    assert_eq!(unified(&table), Some(Path::new(OsStr::from_bytes(&name))));
 }
 
 #[cfg(test)]

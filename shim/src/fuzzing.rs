@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::guest::frames::{Gate, HEADER_BYTES, Link};
 use crate::guest::limits;
 use crate::spec::{self, ConfiguredSize, Demand, HostSize};
-use crate::stats;
+use crate::{cgroup, network, rootfs, state, stats};
 
 const ID: &str = "id";
 const BUNDLE: &str = "/bundle";
@@ -42,6 +42,15 @@ pub fn metrics(files: &HashMap<String, String>) {
             }
         }
     }
+}
+
+/// What the host's kernel says of processes, mounts, interfaces and cgroups, whose names others have
+/// chosen.
+pub fn proc_files(bytes: &[u8]) {
+    state::read_stat(bytes);
+    rootfs::read_mount_table(bytes);
+    network::read_tables(bytes);
+    cgroup::read_files(bytes);
 }
 
 /// A bundle's configuration: the guest's part names no path of the host's, and the host's part is a

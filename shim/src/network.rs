@@ -17,7 +17,7 @@ use nix::sched::CloneFlags;
 use crate::spec::SpecError;
 
 /// The interface that every namespace has.
-const LOOPBACK: &str = "lo";
+const LOOPBACK: &[u8] = b"lo";
 
 /// What is to be done about a network that a guest does not have.
 const REMEDY: &str = "a guest has no network but loopback; use a network of the kind none";
@@ -76,9 +76,9 @@ pub(crate) fn check(pid: i32) -> Result<(), SpecError> {
 fn refuse_networks(net: &Path) -> Result<(), SpecError> {
     let read = |name: &str| {
         let path = net.join(name);
-        match fs::read_to_string(&path) {
+        match fs::read(&path) {
             // A kernel without IPv6, or without IPv4.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             text => text.map_err(|source| unreadable(&path, source)),
         }
     };
@@ -86,7 +86,10 @@ fn refuse_networks(net: &Path) -> Result<(), SpecError> {
     match interfaces(&routes, &addresses).first() {
         None => Ok(()),
         Some(name) => Err(SpecError::Refused {
-            what: format!("the network interface {name} of the container"),
+            what: format!(
+                "the network interface {} of the container",
+                name.escape_ascii()
+            ),
             why: REMEDY,
         }),
     }
@@ -110,32 +113,77 @@ fn unreadable(path: &Path, source: io::Error) -> SpecError {
     }
 }
 
-/// The interfaces with a network, by a `/proc/net/route` and a `/proc/net/if_inet6` (pure).
-fn interfaces<'a>(routes: &'a str, addresses: &'a str) -> BTreeSet<&'a str> {
-    let version_4 = routes.lines().skip(1).map(str::split_whitespace);
-    let version_6 = addresses.lines().map(str::split_whitespace);
+/// The interfaces with a network, by a `/proc/net/route` and a `/proc/net/if_inet6` (pure). A name has
+/// any bytes but white space of ASCII's, a colon and a slash: it need not be text.
+fn interfaces<'a>(routes: &'a [u8], addresses: &'a [u8]) -> BTreeSet<&'a [u8]> {
+    let version_4 = lines(routes).skip(1);
+    let version_6 = lines(addresses);
     version_4
-        .filter_map(|mut words| words.next())
-        .chain(version_6.filter_map(|mut words| words.nth(5)))
+        .filter_map(|line| words(line).next())
+        .chain(version_6.filter_map(|line| words(line).nth(5)))
         .filter(|name| *name != LOOPBACK)
         .collect()
+}
+
+fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
+}
+
+fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(u8::is_ascii_whitespace)
+        .filter(|word| !word.is_empty())
+}
+
+/// An interface is found under any name that the kernel takes, and nothing is found that the tables do
+/// not have.
+#[cfg(fuzzing)]
+pub(crate) fn read_tables(bytes: &[u8]) {
+    for name in interfaces(bytes, bytes) {
+        assert!(!name.is_empty() && name != LOOPBACK);
+        assert!(bytes.windows(name.len()).any(|part| part == name));
+    }
+    // dev_valid_name() of Linux, where white space is that of Latin-1.
+    let allowed = |byte: &u8| !matches!(byte, 0 | b'\t'..=b'\r' | b' ' | 0xa0 | b'/' | b':');
+    let name: Vec<u8> = bytes.iter().copied().filter(allowed).take(15).collect();
+    let route = [
+        b"Iface\tDestination\n",
+        &name[..],
+        b"\t00000000\t0101A8C0\n",
+    ]
+    .concat();
+    let address = [b"fe800000 02 40 20 80 ", &name[..], b"\n"].concat();
+    let wanted = !name.is_empty() && name != LOOPBACK;
+    for (routes, addresses) in [(&route[..], &b""[..]), (b"", &address)] {
+        let found = interfaces(routes, addresses);
+        assert_eq!(found.contains(&name[..]), wanted, "{}", name.escape_ascii());
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ROUTES: &str = "Iface\tDestination\tGateway \tFlags\neth0\t00000000\t0101A8C0\t0003\n";
-    const ADDRESSES: &str = "00000000000000000000000000000001 01 80 10 80       lo\n\
+    const ROUTES: &[u8] = b"Iface\tDestination\tGateway \tFlags\neth0\t00000000\t0101A8C0\t0003\n";
+    const ADDRESSES: &[u8] = b"00000000000000000000000000000001 01 80 10 80       lo\n\
         fe80000000000000505400fffe123456 02 40 20 80     net1\n";
 
     #[test]
     fn interfaces_with_a_network_are_found_but_loopback() {
         let found: Vec<_> = interfaces(ROUTES, ADDRESSES).into_iter().collect();
-        assert_eq!(found, ["eth0", "net1"]);
-        let header = ROUTES.lines().next().unwrap();
-        assert!(interfaces(header, ADDRESSES.lines().next().unwrap()).is_empty());
-        assert!(interfaces("", "").is_empty());
+        assert_eq!(found, [&b"eth0"[..], b"net1"]);
+        let header = lines(ROUTES).next().unwrap();
+        assert!(interfaces(header, lines(ADDRESSES).next().unwrap()).is_empty());
+        assert!(interfaces(b"", b"").is_empty());
+    }
+
+    #[test]
+    fn a_name_that_begins_as_loopbacks_does_is_no_loopback() {
+        // Spaces that are none to the kernel, and bytes that are no text.
+        for name in [&b"lo\xc2\x85x"[..], b"lo\xe2\x80\x83", b"lo\xff", b"lo0"] {
+            let routes = [b"Iface\n", name, b"\t00000000\n"].concat();
+            let found: Vec<_> = interfaces(&routes, b"").into_iter().collect();
+            assert_eq!(found, [name]);
+        }
     }
 
     #[test]

@@ -32,6 +32,8 @@ mod kernel_files;
 mod place;
 mod trees;
 
+#[cfg(fuzzing)]
+pub(crate) use kernel_files::read_table as read_mount_table;
 pub(crate) use trees::{LentTrees, Trees};
 
 /// Longest option string `mount(2)` takes: one page.

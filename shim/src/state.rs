@@ -36,6 +36,8 @@ mod process;
 mod record;
 
 pub(crate) use process::ProcessRef;
+#[cfg(fuzzing)]
+pub(crate) use process::read_stat;
 pub(crate) use record::{CgroupRef, ContainerRecord, Record, Status, now_ns};
 
 /// The longest id: it is a directory's name.

@@ -61,6 +61,16 @@ fn memory_has_room_for_page_tables_and_the_host_side() {
 }
 
 #[test]
+fn a_cgroup_is_found_whatever_its_name() {
+    let table = b"2:name=x:/elsewhere\n0::/a\xff b/c\n";
+    assert_eq!(
+        unified(table),
+        Some(Path::new(OsStr::from_bytes(b"a\xff b/c")))
+    );
+    assert_eq!(unified(b"1:memory:/a\n"), None);
+}
+
+#[test]
 fn numbers_are_found_by_name() {
     let events = "low 0\noom 4\noom_kill 2\noom_group_kill 0\n";
     assert_eq!(count_of(events, "oom_kill"), 2);

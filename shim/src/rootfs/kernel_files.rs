@@ -269,6 +269,41 @@ fn unescaped(field: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// A mount is found wherever it is and whatever its path has, and what is below one ends.
+#[cfg(fuzzing)]
+pub(crate) fn read_table(bytes: &[u8]) {
+    let table = Table {
+        mounts: mounts(bytes),
+        share: None,
+    };
+    if let Some(top) = table.mounts.first() {
+        assert!(table.below(top.id).len() < table.mounts.len());
+    }
+    // show_mountinfo() of Linux: what would end a field is escaped.
+    let escaped: Vec<u8> = bytes
+        .iter()
+        .flat_map(|byte| match byte {
+            b' ' | b'\t' | b'\n' | b'\\' | b'#' => format!("\\{byte:03o}").into_bytes(),
+            other => vec![*other],
+        })
+        .collect();
+    let line = [
+        b"36 35 98:0 / /",
+        &escaped[..],
+        b" rw master:1 - proc proc rw\n",
+    ]
+    .concat();
+    let point = [b"/", bytes].concat();
+    let wanted = Mount {
+        id: 36,
+        parent: 35,
+        device: (98, 0),
+        point: PathBuf::from(OsString::from_vec(point)),
+        kind: "proc".to_owned(),
+    };
+    assert_eq!(mounts(&line), [wanted]);
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;

@@ -34,7 +34,7 @@ impl ProcessRef {
 
     /// Names the process that has `pid` now; None when there is none.
     pub(crate) fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         Some(Self {
             pid,
             start_time: start_time(&stat)?,
@@ -73,19 +73,43 @@ impl FromStr for ProcessRef {
     }
 }
 
-/// Field 22 of a `/proc/PID/stat` line; the name before it may hold spaces and parentheses.
-fn start_time(stat: &str) -> Option<u64> {
-    let (_, after_name) = stat.rsplit_once(')')?;
+/// Field 22 of a `/proc/PID/stat` line. The process chooses the name before it: spaces, parentheses
+/// and bytes that are no text may be in it.
+fn start_time(stat: &[u8]) -> Option<u64> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
     // The first field after the name is number 3.
-    after_name
+    str::from_utf8(&stat[name_end + 1..])
+        .ok()?
         .split_ascii_whitespace()
         .nth(22 - 3)?
         .parse()
         .ok()
 }
 
+/// Whatever name the bytes give a process, its start is told by the fields after the name.
+#[cfg(fuzzing)]
+pub(crate) fn read_stat(bytes: &[u8]) {
+    start_time(bytes);
+    let (number, name) = bytes.split_at(bytes.len().min(8));
+    let mut number_bytes = [0; 8];
+    number_bytes[..number.len()].copy_from_slice(number);
+    let started = u64::from_le_bytes(number_bytes);
+    let head = [
+        b"7 (",
+        name,
+        b") S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 ",
+    ]
+    .concat();
+    let line = [&head[..], format!("{started} 4096 1\n").as_bytes()].concat();
+    assert_eq!(start_time(&line), Some(started));
+}
+
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -98,6 +122,22 @@ mod tests {
         };
         assert!(earlier.open().is_none());
         assert!(ProcessRef::NONE.open().is_none());
+    }
+
+    #[test]
+    fn a_process_is_found_whatever_it_calls_itself() {
+        // A VMM that its guest has taken over may name its thread as it likes.
+        for name in [&b"\xff"[..], b"a) S 1 1 1 0", b"( )\n"] {
+            let folder = tempfile::tempdir().unwrap();
+            let program = folder.path().join(OsStr::from_bytes(name));
+            fs::copy("/bin/sleep", &program).unwrap();
+            let mut child = Command::new(program).arg("1000").spawn().unwrap();
+            let process = ProcessRef::of(i32::try_from(child.id()).unwrap());
+            let pidfd = process.and_then(ProcessRef::open);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(pidfd.is_some(), "{}", name.escape_ascii());
+        }
     }
 
     #[test]
