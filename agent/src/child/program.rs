@@ -151,13 +151,22 @@ fn variable<'e>(env: &'e [String], name: &str) -> Option<&'e str> {
 
 /// The user's home directory by the container's own table, the root where that does not say.
 fn home(process: &Process) -> String {
-    let uid = process.uid.to_string();
-    let mut table = String::new();
+    let mut table = Vec::new();
     let read = regular_file("/etc/passwd")
         .map_err(std::io::Error::from)
-        .and_then(|file| file.take(PASSWD_MAX).read_to_string(&mut table));
-    // A table that is missing, no file or no text names nobody.
-    let table = if read.is_ok() { table.as_str() } else { "" };
+        .and_then(|file| file.take(PASSWD_MAX).read_to_end(&mut table));
+    // A table that is missing or no file names nobody.
+    if read.is_err() {
+        table.clear();
+    }
+    home_in(&table, process.uid)
+}
+
+/// The home directory of a user by a table like `/etc/passwd` (pure). What it says of others need not be
+/// text.
+fn home_in(table: &[u8], uid: u32) -> String {
+    let uid = uid.to_string();
+    let table = String::from_utf8_lossy(table);
     let fields = table
         .lines()
         .map(|line| line.split(':').collect::<Vec<_>>());
@@ -242,6 +251,16 @@ mod tests {
         }
         std::fs::create_dir(place.path().join("directory")).unwrap();
         place
+    }
+
+    #[test]
+    fn a_home_is_found_in_a_table_that_is_not_all_text() {
+        let table =
+            b"root:x:0:0:root:/root:/bin/sh\nb:x:7:7:J\xfcrgen:/home/b:/bin/sh\nc:x:8:8::/c:\n";
+        assert_eq!(home_in(table, 7), "/home/b");
+        assert_eq!(home_in(table, 8), "/c");
+        assert_eq!(home_in(table, 9), "/");
+        assert_eq!(home_in(b"a:x:7:7::relative:", 7), "/");
     }
 
     #[test]
