@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::wait;
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,6 +24,7 @@ pub(crate) struct Call {
     output: NamedTempFile,
     errors: NamedTempFile,
     words: String,
+    begin: Instant,
 }
 
 /// What came of a call.
@@ -33,6 +34,8 @@ pub(crate) struct Ended {
     pub(crate) status: i32,
     pub(crate) output: String,
     pub(crate) errors: String,
+    /// How long it took.
+    pub(crate) took: Duration,
 }
 
 impl Call {
@@ -50,6 +53,7 @@ impl Call {
             output,
             errors,
             words,
+            begin: Instant::now(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Call {
                 self.words
             );
         }
+        let took = self.begin.elapsed();
         let status = self.child.wait().unwrap();
         let read = |file: &NamedTempFile| {
             String::from_utf8_lossy(&fs::read(file.path()).unwrap()).into_owned()
@@ -91,6 +96,7 @@ impl Call {
                 .unwrap(),
             output: read(&self.output),
             errors: read(&self.errors),
+            took,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use harness::wait;
 
+use crate::fault;
 use crate::ground::Ground;
 
 /// How long what is about to vanish may take, and how often it is looked at.
@@ -42,6 +43,7 @@ impl Census {
     pub(crate) fn assert_nothing_new(&self, ground: &Ground) {
         let start = Instant::now();
         loop {
+            fault::remove_group();
             let now = Self::taken(ground);
             let new: Vec<_> = now.0.difference(&self.0).collect();
             if new.is_empty() {

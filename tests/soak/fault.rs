@@ -154,14 +154,13 @@ impl Drop for Filled {
     }
 }
 
-/// A cgroup with little memory. It goes when those in it have gone: the next cycle's census misses it
-/// if they have not.
+/// A cgroup with little memory, which has enough again when this is dropped. [`remove_group`] removes it.
 struct Group(PathBuf);
 
 impl Group {
     fn of(kib: usize) -> Self {
-        let path = PathBuf::from(format!("/sys/fs/cgroup/husk-soak-{}", std::process::id()));
-        // That of an earlier call may be there, if somebody is still in it.
+        let path = group();
+        // That of an earlier call is there if somebody was still in it.
         let _ = fs::create_dir(&path);
         fs::write(path.join("memory.max"), (kib << 10).to_string()).unwrap();
         Self(path)
@@ -171,6 +170,16 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let _ = fs::write(self.0.join("memory.max"), "max");
-        let _ = fs::remove_dir(&self.0);
+        remove_group();
     }
+}
+
+fn group() -> PathBuf {
+    PathBuf::from(format!("/sys/fs/cgroup/husk-soak-{}", std::process::id()))
+}
+
+/// Removes the cgroup with little memory, if it is there and nobody is in it any more: the census tells
+/// of it otherwise.
+pub(crate) fn remove_group() {
+    let _ = fs::remove_dir(group());
 }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A step without a fault, on a container that had none, does what it says, and where it may not be it is
-//! refused. What a step with a fault comes to is not known: it ends, and `state` says what there is.
+//! refused. What a step with a fault comes to is not known: it ends, and `state` says what there is. What
+//! happens in one sandbox changes nothing of another's.
 
 use harness::{Bundle, Runtime};
 use serde_json::json;
@@ -48,6 +49,8 @@ struct Container {
     status: Option<String>,
     /// Whether it, or the sandbox it is in, has had a fault in this cycle.
     faulty: bool,
+    /// Whether it was told to end, which it may do a little later.
+    ending: bool,
     is_member: bool,
 }
 
@@ -83,6 +86,7 @@ impl<'g> Fleet<'g> {
                 bundle,
                 status: None,
                 faulty: false,
+                ending: false,
                 is_member,
             });
         }
@@ -97,15 +101,32 @@ impl<'g> Fleet<'g> {
     /// Some steps.
     pub(crate) fn live(&mut self, chance: &mut Chance) {
         for container in &mut self.containers {
-            container.faulty = false;
+            (container.faulty, container.ending) = (false, false);
         }
         for _ in 0..STEPS {
             let which = chance.below(self.containers.len());
             if self.containers[which].is_member && self.containers[0].status.is_none() {
                 continue;
             }
+            self.check(which);
             self.step(which, chance);
         }
+        for which in 0..self.containers.len() {
+            self.check(which);
+        }
+    }
+
+    /// Nothing has become of it since it was looked at, unless it was told to end.
+    fn check(&mut self, which: usize) {
+        let container = &mut self.containers[which];
+        let now = self.ground.status(&container.id);
+        let may_change = container.faulty || container.ending;
+        assert!(
+            may_change || now == container.status,
+            "{which} was {:?} and is {now:?}",
+            container.status
+        );
+        container.status = now;
     }
 
     fn step(&mut self, which: usize, chance: &mut Chance) {
@@ -121,35 +142,45 @@ impl<'g> Fleet<'g> {
         let words = verb.words(&id, &path);
         let Some(fault) = fault else {
             let ended = self.ground.call(&words);
-            println!("  {which} {verb:?}: {}", ended.status);
+            println!("  {which} {verb:?}: {}, {:.1?}", ended.status, ended.took);
             let was = container.status.as_deref();
             // An agent that stands still is waited for, and not obeyed.
             if !container.faulty {
                 let allowed = verb.is_allowed(was);
                 assert_eq!(ended.status == 0, allowed, "{verb:?}, {was:?}: {ended:?}");
             }
-            return self.look();
+            if matches!(verb, Verb::Kill | Verb::Delete | Verb::DeleteForce) {
+                self.in_sandbox(which, |container| container.ending = true);
+            }
+            return self.look(which);
         };
         self.faults += 1;
         let ended = fault.strike(self.ground, &id, &words);
-        println!("  {which} {verb:?} with {fault:?}: {}", ended.status);
-        self.spoil(which);
-        self.look();
+        println!(
+            "  {which} {verb:?} with {fault:?}: {}, {:.1?}",
+            ended.status, ended.took
+        );
+        // A fault of one in a sandbox may be one of all.
+        self.in_sandbox(which, |container| container.faulty = true);
+        self.look(which);
     }
 
-    /// A fault of one in the pod may be one of all.
-    fn spoil(&mut self, which: usize) {
+    /// Each container of the sandbox that this one is in.
+    fn in_sandbox(&mut self, which: usize, mut done: impl FnMut(&mut Container)) {
         let in_pod = |number: usize, one: &Container| number == 0 || one.is_member;
         let pod = in_pod(which, &self.containers[which]);
         for (number, container) in self.containers.iter_mut().enumerate() {
-            container.faulty |= number == which || (pod && in_pod(number, container));
+            if number == which || (pod && in_pod(number, container)) {
+                done(container);
+            }
         }
     }
 
-    /// What has come of them. A stopped one may be told of a little later.
-    fn look(&mut self) {
-        for container in &mut self.containers {
-            container.status = self.ground.status(&container.id);
+    /// What has come of those in its sandbox.
+    fn look(&mut self, which: usize) {
+        let ground = self.ground;
+        self.in_sandbox(which, |container| {
+            container.status = ground.status(&container.id);
             if let Some(status) = &container.status {
                 assert!(
                     STATUSES.contains(&status.as_str()),
@@ -157,7 +188,7 @@ impl<'g> Fleet<'g> {
                     container.id
                 );
             }
-        }
+        });
     }
 
     /// Removes all of them, in any order, with nothing left of any.

@@ -26,7 +26,7 @@ mod ground;
 mod survivor;
 
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::census::Census;
 use crate::chance::Chance;
@@ -72,11 +72,22 @@ fn run(cycles: usize, seed: u64) {
     let mut fleet = Fleet::new(&ground);
     for cycle in 1..=cycles {
         println!("cycle {cycle}");
+        let begin = Instant::now();
+        let (steps, faults) = (fleet.steps, fleet.faults);
         fleet.live(&mut chance);
+        let lived = begin.elapsed();
         fleet.remove(&mut chance);
         ground.call(&["gc"]).assert_nothing_said();
         before.assert_nothing_new(&ground);
+        let removed = begin.elapsed() - lived;
         survivor.assert_flat();
+        println!(
+            "cycle {cycle} has left nothing: {} steps, {} faults in {lived:.1?}, removed in \
+             {removed:.1?}, all in {:.1?}",
+            fleet.steps - steps,
+            fleet.faults - faults,
+            begin.elapsed()
+        );
     }
     survivor.end();
     outset.assert_nothing_new(&ground);
