@@ -60,6 +60,28 @@ fn a_filtered_system_call_fails_with_its_error() {
     );
 }
 
+/// What programs of the C library and the set-up itself need; close_range and faccessat2 are the newest.
+const CALLS: &str = "read write close openat open fstat newfstatat stat lstat lseek mmap mprotect munmap brk \
+    rt_sigaction rt_sigprocmask rt_sigreturn ioctl pread64 access pipe2 sched_yield mremap madvise dup dup2 nanosleep \
+    clock_nanosleep getpid getppid gettid clone clone3 execve exit exit_group wait4 uname fcntl getcwd chdir fchdir mkdir mkdirat \
+    getuid getgid geteuid getegid setuid setgid setgroups setresuid setresgid capget capset prctl arch_prctl futex \
+    sched_getaffinity set_tid_address set_robust_list epoll_create1 epoll_ctl epoll_pwait eventfd2 tgkill kill \
+    sigaltstack getrandom rseq prlimit64 getrlimit statx poll ppoll getdents64 seccomp readlinkat faccessat faccessat2 \
+    umask close_range restart_syscall clock_gettime statfs fstatfs";
+
+#[test]
+fn calls_newer_than_a_profile_are_missing_and_others_forbidden() {
+    let names: Vec<_> = CALLS.split_ascii_whitespace().collect();
+    let bundle = Bundle::busybox()
+        .probe(env!("CARGO_BIN_EXE_probe"), &["newer-calls"])
+        .with(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+                   "syscalls": [{"names": names, "action": "SCMP_ACT_ALLOW"}]}),
+        );
+    run(&bundle).assert_prints("newer-calls holds\n");
+}
+
 #[test]
 fn a_forbidden_system_call_kills() {
     let bundle = Bundle::busybox()

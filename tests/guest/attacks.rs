@@ -25,6 +25,7 @@ pub(crate) const ALL: &[Check] = &[
     ("cgroup-flood", cgroup_flood),
     ("thread-bomb", thread_bomb),
     ("memory-bomb", memory_bomb),
+    ("newer-calls", newer_calls),
 ];
 
 /// The machine's power port, and what switches it off.
@@ -188,4 +189,24 @@ fn memory_bomb() -> Result<()> {
     loop {
         taken.push(vec![1_u8; 1 << 20]);
     }
+}
+
+/// Under a filter that allows calls up to faccessat2: what no kernel has had so far, and what was there before.
+fn newer_calls() -> Result<()> {
+    let answer = |call| raw::call(call).err().and_then(|error| error.raw_os_error());
+    for call in [libc::SYS_fchmodat2, 100_000] {
+        ensure!(
+            answer(call) == Some(libc::ENOSYS),
+            "{call}: {:?}",
+            answer(call)
+        );
+    }
+    for call in [libc::SYS_swapoff, libc::SYS_sync] {
+        ensure!(
+            answer(call) == Some(libc::EPERM),
+            "{call}: {:?}",
+            answer(call)
+        );
+    }
+    Ok(())
 }

@@ -33,6 +33,8 @@ mod root;
     reason = "sched_setattr, ioprio_set and personality have no safe wrappers"
 )]
 mod schedule;
+#[expect(unsafe_code, reason = "seccomp has no safe wrapper")]
+mod seccomp;
 mod stages;
 mod user;
 

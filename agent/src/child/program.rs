@@ -15,7 +15,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, fstat, 
 use rustix::io::Errno;
 
 use super::hooks::Prepared;
-use super::{Doing, StepError, errno_text, quoted, schedule, user};
+use super::{Doing, StepError, errno_text, quoted, schedule, seccomp, user};
 use crate::plan::Process;
 use crate::report::{Failure, FailureKind};
 use crate::signal;
@@ -123,13 +123,10 @@ fn filter(seccomp: Option<&LinuxSeccomp>) -> Result<(), Failure> {
     let Some(seccomp) = seccomp else {
         return Ok(());
     };
-    let failure = |message: String| Failure {
+    seccomp::load(seccomp).map_err(|error| Failure {
         kind: FailureKind::SetUp,
-        message,
-    };
-    libcontainer::seccomp::initialize_seccomp(seccomp)
-        .map(drop)
-        .map_err(|error| failure(format!("cannot load the seccomp filter: {error}")))
+        message: error.to_string(),
+    })
 }
 
 /// The working directory must be inside the container: a descriptor left open could have led out.
