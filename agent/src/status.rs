@@ -18,7 +18,7 @@ impl From<SandboxError> for ttrpc::Error {
         let code = match &error {
             SandboxError::NoContainer(_) | SandboxError::NoProcess { .. } => Code::NOT_FOUND,
             SandboxError::Exists(_) => Code::ALREADY_EXISTS,
-            SandboxError::State { .. } => Code::FAILED_PRECONDITION,
+            SandboxError::State { .. } | SandboxError::NoNamespace(_) => Code::FAILED_PRECONDITION,
             SandboxError::Id(_) | SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
             SandboxError::Limit(LimitError::Missing { .. }) => Code::INVALID_ARGUMENT,
             SandboxError::Limit(LimitError::Write { .. }) => Code::INTERNAL,

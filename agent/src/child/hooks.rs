@@ -18,6 +18,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::plan::{Hook, StartHooks};
 use crate::report::{Failure, FailureKind};
+use crate::signal;
 
 /// As much of a hook's own words as is quoted.
 const SAID_MAX: u64 = 512;
@@ -79,7 +80,8 @@ impl Prepared<'_> {
         self.said.rewind()?;
         let (first, rest) = hook.args.split_first().unzip();
         let vars = hook.env.iter().filter_map(|entry| entry.split_once('='));
-        let mut child = Command::new(&hook.path)
+        let mut command = Command::new(&hook.path);
+        let mut child = signal::default_all_in(&mut command)
             .arg0(first.map_or(hook.path.as_os_str(), |first| first.as_ref()))
             .args(rest.unwrap_or_default())
             .env_clear()

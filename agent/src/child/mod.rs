@@ -24,6 +24,9 @@ mod hooks;
     reason = "descriptors are named by number on the command line"
 )]
 mod inherited;
+#[expect(unsafe_code, reason = "keyctl has no safe wrapper")]
+mod keyring;
+mod mask;
 #[expect(unsafe_code, reason = "mount_setattr has no safe wrapper")]
 mod mounts;
 mod program;

@@ -12,6 +12,7 @@ use rustix::mount::{
     move_mount, open_tree,
 };
 
+use super::mask::Covers;
 use super::root::{Root, is_directory};
 use super::{Doing, StepError, copy_up, quoted};
 use crate::plan::{
@@ -100,13 +101,14 @@ pub(super) fn restrict(
     root: &Root,
     container: &Container,
     late: &Late<'_>,
+    mut covers: Covers,
 ) -> Result<(), StepError> {
     for path in &container.readonly_paths {
         skip_missing(make_readonly(root, path))
             .doing(|| format!("cannot make {} read-only", quoted(path)))?;
     }
     for path in &container.masked_paths {
-        skip_missing(mask(root, path)).doing(|| format!("cannot mask {}", quoted(path)))?;
+        skip_missing(covers.mask(root, path)).doing(|| format!("cannot mask {}", quoted(path)))?;
     }
     for mount in &late.0 {
         let doing = || format!("cannot make {} read-only", quoted(&mount.destination));
@@ -145,7 +147,7 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
     }
 }
 
-fn new_file_system(
+pub(super) fn new_file_system(
     fstype: &str,
     source: &str,
     options: &[(String, Option<String>)],
@@ -215,23 +217,6 @@ fn make_readonly(root: &Root, path: &Path) -> Result<(), Errno> {
     attach(&tree, &place)
 }
 
-/// A directory is covered by an empty one, anything else by `/dev/null`.
-fn mask(root: &Root, path: &Path) -> Result<(), Errno> {
-    let place = root.resolve(path)?;
-    let cover = if is_directory(&place)? {
-        let empty = new_file_system(
-            "tmpfs",
-            "tmpfs",
-            &[("nr_blocks".to_owned(), Some("1".to_owned()))],
-        )?;
-        set_attributes(&empty, Attributes::READ_ONLY, None)?;
-        empty
-    } else {
-        clone_of(root.resolve_plain(Path::new("/dev/null"))?, false)?
-    };
-    attach(&cover, &place)
-}
-
 /// What a container does not have need not be hidden.
 fn skip_missing(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
@@ -255,7 +240,7 @@ pub(super) fn propagation_flags(propagation: Propagation) -> MountPropagationFla
 }
 
 /// Changes one mount.
-fn set_attributes(
+pub(super) fn set_attributes(
     mount: impl AsFd,
     attributes: Attributes,
     propagation: Option<Propagation>,

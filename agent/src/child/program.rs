@@ -51,6 +51,8 @@ pub(super) fn prepare(process: &Process) -> Result<Program, Failure> {
     }
     check_cwd()?;
     rustix::process::umask(Mode::from_raw_mode(process.umask));
+    // Now, as a filter may forbid it later.
+    signal::default_all().doing(|| "cannot reset signals".to_owned())?;
     let path = find(
         &process.args[0],
         variable(&process.env, "PATH").unwrap_or(PATH_DEFAULT),
@@ -98,7 +100,6 @@ impl Program {
         if let Some(hooks) = start_hooks {
             hooks.run()?;
         }
-        signal::default_sigpipe();
         match nix::unistd::execve(&self.path, &self.args, &self.env) {
             Ok(never) => Ok(never),
             Err(nix::errno::Errno::ENOENT) => {

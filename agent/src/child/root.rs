@@ -6,9 +6,11 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, readlinkat};
+use rustix::fs::{
+    FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat,
+};
 use rustix::io::Errno;
 use rustix::mount::{
     MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount,
@@ -92,7 +94,7 @@ impl Root {
     pub(super) fn file(&self, path: &Path) -> Result<OwnedFd, Errno> {
         self.make(path, |parent, name| {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            rustix::fs::openat(parent, name, flags, FILE_MODE).map(drop)
+            openat(parent, name, flags, FILE_MODE).map(drop)
         })
     }
 
@@ -115,11 +117,23 @@ impl Root {
                 Err(Errno::NOENT) => {}
                 found => return found,
             }
+            if path.file_name().is_none() {
+                // `..` behind something that is missing: what both cancel out to.
+                path = path
+                    .parent()
+                    .and_then(Path::parent)
+                    .map_or_else(|| PathBuf::from("/"), Path::to_owned);
+                continue;
+            }
             let (parent, name) = self.parent(&path)?;
             match make(parent.as_fd(), name) {
-                Ok(()) => return self.resolve(&path),
-                Err(Errno::EXIST) => {}
+                Ok(()) | Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno),
+            }
+            // By the parent: the path may lead through something that is missing, and back by `..`.
+            let found = openat(&parent, name, PATH | OFlags::NOFOLLOW, Mode::empty())?;
+            if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Symlink {
+                return Ok(found);
             }
             let target = readlinkat(&parent, name, Vec::new())?;
             let target = Path::new(OsStr::from_bytes(target.as_bytes()));

@@ -10,9 +10,10 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::clone::{self, Side, clone_sibling};
+use super::mask::Covers;
 use super::{
-    Doing, StepError, console, devices, hooks, io_error_text, mounts, program, quoted, root,
-    schedule, user,
+    Doing, StepError, console, devices, hooks, io_error_text, keyring, mounts, program, quoted,
+    root, schedule, user,
 };
 use crate::cgroup::{self, LimitError};
 use crate::network;
@@ -223,7 +224,10 @@ fn become_program(plan: &Plan, inside: Inside<'_>) -> Result<std::convert::Infal
             create(container, plan, status)?;
             start_hooks = container.start_hooks.as_ref();
         }
-        Entry::Join(namespaces) => follow(*namespaces, process, status, inside.target)?,
+        Entry::Join(namespaces) => {
+            follow(*namespaces, process, status, inside.target)?;
+            keyring::join(&plan.cgroup, keyring::Of::Exec)?;
+        }
     }
     let program = program::prepare(process)?;
     let start_hooks = hooks::prepare(start_hooks)?;
@@ -268,6 +272,7 @@ fn create(container: &Container, plan: &Plan, status: BorrowedFd<'_>) -> Result<
     if container.namespaces().contains(Namespaces::USER) {
         user::become_root()?;
     }
+    keyring::join(&plan.cgroup, keyring::Of::First(container.namespaces()))?;
     if container.unshare.contains(Namespaces::CGROUP) {
         unshare(CloneFlags::CLONE_NEWCGROUP)
             .doing(|| "cannot make a cgroup namespace".to_owned())?;
@@ -286,13 +291,14 @@ fn create(container: &Container, plan: &Plan, status: BorrowedFd<'_>) -> Result<
     let late = mounts::mount_all(&root, container, &plan.cgroup)?;
     devices::make(&root, container)?;
     root::make_cwd(&root, &process.cwd)?;
+    let covers = Covers::prepare()?;
     let root = root.pivot()?;
     if process.terminal {
         let slave = console::open(process, status)?;
         console::bind(&root, &slave)?;
         console::attach(&slave)?;
     }
-    mounts::restrict(&root, container, &late)?;
+    mounts::restrict(&root, container, &late, covers)?;
     root::propagate(container.propagation)?;
     Ok(())
 }

@@ -65,6 +65,14 @@ impl Limits {
         });
     }
 
+    /// Has no effect where the kernel does not have the file.
+    fn add_optional(&mut self, key: &str, file: impl Into<String>, value: impl Display) {
+        self.add(key, file, value);
+        if let Some(write) = self.writes.last_mut() {
+            write.optional = true;
+        }
+    }
+
     fn ignore(&mut self, key: &str, given: bool) {
         if given {
             self.ignored.push(key.to_owned());
@@ -291,14 +299,15 @@ fn read_block_io(block_io: &LinuxBlockIo, limits: &mut Limits) -> Result<(), Pla
             what: "linux.resources.blockIO.leafWeight".to_owned(),
         });
     }
+    // Weights need a scheduler that knows them; the guest's disks and shares have none, as many hosts.
     let weight = |weight: u16| 1 + u64::from(weight.saturating_sub(10)) * 9999 / 990;
     if let Some(given) = block_io.weight().filter(|weight| *weight != 0) {
-        limits.add("blockIO.weight", "io.weight", weight(given));
+        limits.add_optional("blockIO.weight", "io.weight", weight(given));
     }
     for device in block_io.weight_device().iter().flatten() {
         if let Some(given) = device.weight().filter(|weight| *weight != 0) {
             let line = format!("{}:{} {}", device.major(), device.minor(), weight(given));
-            limits.add("blockIO.weightDevice", "io.weight", line);
+            limits.add_optional("blockIO.weightDevice", "io.weight", line);
         }
     }
     let mut throttle = |key: &str, name: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
@@ -352,11 +361,8 @@ fn read_huge_pages(limit: &LinuxHugepageLimit, limits: &mut Limits) -> Result<()
         format!("hugetlb.{size}.max"),
         format!("hugetlb.{size}.rsvd.max"),
     ] {
-        limits.add("hugepageLimits", file, value);
         // Of pages of a size that the machine does not have, nobody uses too many.
-        if let Some(write) = limits.writes.last_mut() {
-            write.optional = true;
-        }
+        limits.add_optional("hugepageLimits", file, value);
     }
     Ok(())
 }

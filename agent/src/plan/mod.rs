@@ -26,7 +26,7 @@ pub(crate) use device::{Device, DeviceKind};
 pub(crate) use hook::{Hook, StartHooks};
 pub(crate) use limits::{Limit, Limits, Present};
 pub(crate) use mount::{Attributes, Mount, MountKind, Propagation, PropagationKind};
-pub(crate) use namespace::{IdMap, IdMaps, Namespaces, TimeOffset};
+pub(crate) use namespace::{IdMap, IdMaps, Namespaces, TimeOffset, process_of};
 pub(crate) use process::{Capabilities, Process, Rlimit, WindowSize};
 pub(crate) use schedule::{Schedule, Scheduler};
 
@@ -144,8 +144,8 @@ pub(crate) fn container(
         propagation: Propagation::of_rootfs(linux.rootfs_propagation().as_deref())?,
         mounts: mounts.map(mount::read).collect::<Result<_, _>>()?,
         devices: device::read(linux.devices().as_deref().unwrap_or_default())?,
-        readonly_paths: absolute("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
-        masked_paths: absolute("linux.maskedPaths", linux.masked_paths().as_deref())?,
+        readonly_paths: inside(linux.readonly_paths().as_deref()),
+        masked_paths: inside(linux.masked_paths().as_deref()),
         sysctl: sysctl::read(linux.sysctl().as_ref(), own)?,
         limits,
         start_hooks: hook::read(&spec, place.id)?,
@@ -185,17 +185,10 @@ pub(crate) fn update(resources: &[u8], present: &Present) -> Result<Limits, Plan
     limits::read(&resources, present)
 }
 
-fn absolute(what: &'static str, paths: Option<&[String]>) -> Result<Vec<PathBuf>, PlanError> {
+/// Paths inside the container. A relative one counts from its root, as with runc.
+fn inside(paths: Option<&[String]>) -> Vec<PathBuf> {
     let paths = paths.unwrap_or_default().iter();
-    paths
-        .map(|path| match Path::new(path).is_absolute() {
-            true => Ok(PathBuf::from(path)),
-            false => Err(PlanError::Invalid {
-                what,
-                value: path.clone(),
-            }),
-        })
-        .collect()
+    paths.map(|path| Path::new("/").join(path)).collect()
 }
 
 fn refuse(linux: &Linux) -> Result<(), PlanError> {

@@ -1,6 +1,6 @@
 //! The namespaces of a container: which are new, which are joined, and what a new one begins with (pure).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespace, LinuxNamespaceType};
 use serde::{Deserialize, Serialize};
@@ -154,6 +154,13 @@ pub(super) fn read(linux: &Linux) -> Result<Layout, PlanError> {
     }
     layout.time_offsets = time_offsets(linux, layout.unshare)?;
     Ok(layout)
+}
+
+/// The process whose namespace is at a path of `/proc`.
+pub(crate) fn process_of(path: &Path) -> Option<i32> {
+    let mut names = path.strip_prefix("/proc").ok()?.iter();
+    let pid = names.next()?.to_str()?.parse().ok()?;
+    (names.next()? == "ns").then_some(pid)
 }
 
 pub(super) fn no_mount_namespace() -> PlanError {

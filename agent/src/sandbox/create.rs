@@ -55,7 +55,9 @@ impl Sandbox {
             id,
             cgroup: &self.settings.cgroups.join(id),
         };
-        let plan = plan::container(spec, place, size)?;
+        let mut plan = plan::container(spec, place, size)?;
+        // Until the child has its own descriptors of them.
+        let _held = self.hold_namespaces(&mut plan)?;
         if let Entry::Create(container) = &plan.entry {
             tell_ignored(id, &container.limits.ignored);
         }

@@ -6,6 +6,7 @@
 mod control;
 mod create;
 mod end;
+mod namespaces;
 mod pause;
 mod request;
 mod resources;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 
 use agent_api::agent;
 use tokio::sync::{mpsc, oneshot};
@@ -114,6 +115,8 @@ pub(crate) enum SandboxError {
     Exists(String),
     #[error("{0:?} is not a valid id")]
     Id(String),
+    #[error("namespace {} is of no process of a container here", .0.display())]
+    NoNamespace(PathBuf),
     #[error("{what} is {state}")]
     State { what: String, state: &'static str },
     #[error(transparent)]

@@ -9,5 +9,6 @@ mod control;
 mod hostile;
 mod lifecycle;
 mod options;
+mod places;
 mod setup;
 mod streams;

@@ -349,6 +349,19 @@ async fn unknown_system_calls_are_left_out() {
 }
 
 #[tokio::test]
+async fn a_namespace_of_a_process_that_is_no_containers_is_not_joined() {
+    let agent = Agent::start().await;
+    let mut spec = agent.spec(&["true"]);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "ipc");
+    let path = format!("/proc/{}/ns/ipc", std::process::id());
+    add_namespace(&mut spec, json!({"type": "ipc", "path": path}));
+    let (_, message) = refused(agent.create("c", &spec, &Ends::default()).await);
+    let expected = format!("namespace {path} is of no process of a container here");
+    assert_eq!(message, expected);
+}
+
+#[tokio::test]
 async fn every_action_of_a_filter_acts() {
     let mut agent = Agent::start().await;
     for (action, status, stderr) in [
@@ -434,4 +447,18 @@ async fn limits_of_version_1_are_those_of_version_2() {
     assert_eq!(value("cpu.max.burst"), "10000");
     let output = agent.run(&spec).await;
     assert!(output.stdout.contains(" - cgroup2 "), "{}", output.stdout);
+}
+
+#[tokio::test]
+async fn weights_of_block_io_are_no_error_without_a_scheduler_for_them() {
+    let mut agent = Agent::start().await;
+    let mut spec = agent.spec(&sh("cat /sys/fs/cgroup/io.weight 2>/dev/null || echo none"));
+    spec["linux"]["resources"] = json!({"blockIO": {"weight": 500}});
+    let output = agent.run(&spec).await;
+    assert!(
+        ["none\n", "default 4950\n", "default 4949\n"].contains(&&*output.stdout),
+        "{} {}",
+        output.stdout,
+        output.stderr
+    );
 }

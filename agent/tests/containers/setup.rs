@@ -108,13 +108,32 @@ async fn a_read_only_root_is_read_only_and_mounts_are_not() {
 async fn masked_and_read_only_paths_are_so() {
     let mut agent = Agent::start().await;
     let mut spec = agent.spec(&sh(
-        "wc -c </proc/uptime; ls /sys/kernel && echo listed; echo 1 > /proc/sys/kernel/hostname",
+        "wc -c </proc/uptime; ls /sys/kernel && echo listed; echo 1 > /proc/sys/kernel/hostname; touch /tmp/x",
     ));
     // What has something in it on every kernel.
     spec["linux"]["maskedPaths"] = json!(["/proc/uptime", "/sys/kernel", "/no/such/path"]);
+    spec["linux"]["readonlyPaths"] = json!(["proc/sys", "tmp"]);
     let output = agent.run(&spec).await;
     assert_eq!(output.stdout, "0\nlisted\n");
-    assert!(output.stderr.contains("Read-only"), "{}", output.stderr);
+    assert_eq!(
+        output.stderr.matches("Read-only").count(),
+        2,
+        "{}",
+        output.stderr
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_ignored_or_blocked_and_keys_are_the_containers() {
+    let mut agent = Agent::start().await;
+    let mut spec = agent.spec(&["sleep", "1000"]);
+    spec["linux"]["maskedPaths"] = json!([]);
+    agent.running(&spec).await;
+    let asked = "grep -hE '^Sig(Ign|Blk):' /proc/1/status /proc/self/status; grep -o '_ses.c:' /proc/keys | uniq";
+    let output = agent.run_exec("c", &process(&sh(asked))).await;
+    let none = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n";
+    let expected = [none, none, "_ses.c:\n"].concat();
+    assert_eq!(output.stdout, expected, "{}", output.stderr);
 }
 
 #[tokio::test]
@@ -153,15 +172,37 @@ async fn mounts_have_their_options() {
     assert!(line(" /data ").contains(" ro,nosuid"), "{}", output.stdout);
 }
 
+/// An extended attribute that every tmpfs can have. Needs the capability that tests run with.
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
 #[tokio::test]
 async fn tmpcopyup_keeps_what_is_covered() {
     let mut agent = Agent::start().await;
-    let mut spec = agent.spec(&sh(
-        "cat /etc/passwd | wc -l; touch /etc/new && stat -c %a /etc",
-    ));
+    let etc = agent.path("rootfs/etc");
+    std::fs::create_dir(etc.join("deep")).unwrap();
+    std::fs::write(etc.join("deep/one"), "one").unwrap();
+    std::fs::hard_link(etc.join("deep/one"), etc.join("two")).unwrap();
+    // cap_net_raw=ep
+    let value = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    rustix::fs::setxattr(
+        etc.join("deep/one"),
+        CAPABILITY,
+        &value,
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    let mut spec = agent.spec(&["sleep", "1000"]);
     spec["mounts"].as_array_mut().unwrap().push(json!({"destination": "/etc", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
-    let output = agent.run(&spec).await;
-    assert_eq!(output.stdout, "2\n755\n", "{}", output.stderr);
+    let pid = agent.running(&spec).await;
+    let asked = "cat /etc/passwd | wc -l; touch /etc/new && stat -c %a /etc; stat -c %h /etc/two; test /etc/two -ef /etc/deep/one && echo same";
+    let output = agent.run_exec("c", &process(&sh(asked))).await;
+    assert_eq!(output.stdout, "2\n755\n2\nsame\n", "{}", output.stderr);
+    let copy = format!("/proc/{pid}/root/etc/two");
+    let mut copied = [0; 64];
+    let length = rustix::fs::getxattr(copy, CAPABILITY, &mut copied).unwrap();
+    assert_eq!(copied[..length], value);
     assert!(!agent.path("rootfs/etc/new").exists());
 }
 

@@ -214,10 +214,11 @@ fn filters_that_are_none_are_refused() {
 }
 
 #[test]
-fn paths_to_be_hidden_must_be_absolute() {
-    only_husk("runc does not look");
-    for key in ["maskedPaths", "readonlyPaths"] {
-        let bundle = Bundle::busybox().with(&format!("/linux/{key}"), json!(["etc"]));
-        refused(&bundle, key);
-    }
+fn relative_paths_to_be_hidden_count_from_the_root() {
+    let bundle = Bundle::busybox()
+        .shell("wc -c <etc/passwd; touch root/new 2>/dev/null || echo refused")
+        .with("/process/cwd", json!("/"))
+        .with("/linux/maskedPaths", json!(["etc/passwd"]))
+        .with("/linux/readonlyPaths", json!(["root"]));
+    run(&bundle).assert_prints("0\nrefused\n");
 }
