@@ -138,6 +138,16 @@ impl Agent {
             .await
     }
 
+    /// Gives the guest the host's time.
+    pub(crate) async fn set_clock(&self) -> Result<(), AgentError> {
+        let request = ConfigureRequest {
+            realtime_ns: i64::try_from(now_ns()).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        self.call(AGENT_QUICK, "Configure", &request, replies::done)
+            .await
+    }
+
     /// Brings so many of the guest's CPUs online and parks the others.
     pub(crate) async fn online_cpus(&self, count: u8) -> Result<(), AgentError> {
         let request = OnlineCpusRequest {

@@ -37,6 +37,7 @@ use crate::vm::{EndReason, Vm, VmEnd};
 use standstill::{AgentCalls, Standstill};
 
 mod boot;
+mod clock;
 mod create;
 mod delete;
 mod error;

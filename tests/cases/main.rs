@@ -5,6 +5,7 @@
 mod bad_input;
 mod bind_mounts;
 mod check;
+mod clock;
 mod confinement;
 mod conformance;
 mod console;

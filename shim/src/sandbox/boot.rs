@@ -18,6 +18,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Mutex, mpsc, watch};
 use vmm_api::{Cpus, Event, Jail, VmConfig, Vsock};
 
+use super::clock::{self, ClockJumps};
 use super::{Handle, HostPart, Machine, ReportedPid, Sandbox, Standstill};
 use crate::agent::{Agent, AgentError, GuestEvents};
 use crate::cgroup::{self, Cgroup, CgroupError};
@@ -120,6 +121,11 @@ impl Sandbox {
             standstill,
             agent,
         };
+        // Before the agent is told the time, so that no jump is missed.
+        match ClockJumps::watch() {
+            Ok(jumps) => drop(tokio::spawn(clock::follow(machine.clone(), jumps))),
+            Err(error) => tracing::warn!("the host's clock cannot be watched: {error}"),
+        }
         self.machine = Some(machine.clone());
         Ok(machine)
     }
