@@ -33,9 +33,15 @@ use crate::saved::SavedDevice;
 use crate::worker::{Handler, Poller, Worker};
 use crate::{Device, GuestMemory, Queue, QueueError, Resources, StartError, Stopped, Traits};
 
+/// Which extended attributes are whose.
+mod attributes;
 /// The server without queues, for fuzzing.
 #[cfg(fuzzing)]
 pub mod fuzzing;
+/// The open file behind a handle.
+mod lent;
+/// What was read of a directory and not yet told.
+mod listing;
 /// Which names a guest may use.
 mod names;
 /// What a guest may remember.
@@ -49,6 +55,12 @@ mod share;
 /// A thread's own working directory and umask.
 #[expect(unsafe_code, reason = "unshare, of what cannot break memory safety")]
 mod thread;
+/// The message that makes a file without a name.
+mod tmpfile;
+/// The share's own file system, told from mounts below it.
+mod top;
+/// Files without a name.
+mod unnamed;
 /// Guest memory in the type virtiofsd wants.
 #[expect(
     unsafe_code,

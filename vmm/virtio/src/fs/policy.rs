@@ -93,6 +93,8 @@ pub(super) enum Owner {
 struct Node {
     realm: Realm,
     owner: Owner,
+    /// Another inode is the same file.
+    is_twin: bool,
     /// How often the guest was told of it since it last gave it back.
     lookups: u64,
 }
@@ -145,10 +147,19 @@ impl Nodes {
         let node = self.held.entry(inode).or_insert(Node {
             realm,
             owner,
+            is_twin: false,
             lookups: 0,
         });
         node.lookups = node.lookups.saturating_add(1);
         self.timeout(parent)
+    }
+
+    /// Another inode is the same file as `inode`: what is changed by the one, the guest does not
+    /// know of the other.
+    pub(super) fn has_twin(&mut self, inode: u64) {
+        if let Some(node) = self.held.get_mut(&inode) {
+            node.is_twin = true;
+        }
     }
 
     /// Where `name` in `parent` is if nothing is mounted there: None below a mount, where all is
@@ -196,7 +207,7 @@ impl Nodes {
 
     /// How long attributes of `inode` stay valid.
     pub(super) fn timeout(&self, inode: u64) -> Duration {
-        if self.is_full() {
+        if self.is_full() || self.is_twin(inode) {
             Duration::ZERO
         } else {
             self.realm(inode).timeout()
@@ -210,7 +221,15 @@ impl Nodes {
 
     /// What the guest may keep of `inode` when it opens it.
     pub(super) fn open_options(&self, inode: u64, directory: bool) -> OpenOptions {
+        if self.is_twin(inode) {
+            return OpenOptions::empty();
+        }
         self.realm(inode).open_options(directory)
+    }
+
+    /// Whether `inode` is in a volume, where the guest's kernel knows of no access control lists.
+    pub(super) fn is_without_lists(&self, inode: u64) -> bool {
+        self.realm(inode) == Realm::Volume
     }
 
     /// Whether `inode`, found in `parent`, is where a rootfs is mounted.
@@ -223,6 +242,10 @@ impl Nodes {
             return Some(&self.root);
         }
         self.held.get(&inode).map(|node| &node.owner)
+    }
+
+    fn is_twin(&self, inode: u64) -> bool {
+        self.held.get(&inode).is_some_and(|node| node.is_twin)
     }
 
     fn is_full(&self) -> bool {
@@ -293,11 +316,21 @@ mod tests {
             let kept = OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH;
             assert_eq!(nodes.open_options(inode, false), kept);
         }
+        assert!(nodes.is_without_lists(6) && !nodes.is_without_lists(4));
         for inode in [ROOT_ID, 2, 5, 6, 99] {
             assert_eq!(nodes.timeout(inode), Duration::ZERO);
             assert_eq!(nodes.absent_timeout(inode), None);
             assert_eq!(nodes.open_options(inode, true), OpenOptions::empty());
         }
+    }
+
+    #[test]
+    fn of_a_file_with_two_inodes_nothing_is_remembered() {
+        let mut nodes = tree(100);
+        nodes.has_twin(4);
+        assert_eq!(nodes.timeout(4), Duration::ZERO);
+        assert_eq!(nodes.open_options(4, false), OpenOptions::empty());
+        assert_eq!(nodes.found(3, c"bin", 4, Owner::Guest), ROOTFS_TIMEOUT);
     }
 
     #[test]

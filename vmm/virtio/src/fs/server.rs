@@ -23,6 +23,7 @@ use vm_memory::ByteValued;
 
 use super::policy::Nodes;
 use super::share::{Share, lock};
+use super::tmpfile;
 
 const IN_HEADER_BYTES: usize = size_of::<InHeader>();
 pub(super) const OUT_HEADER_BYTES: usize = size_of::<OutHeader>();
@@ -31,10 +32,13 @@ const INIT_BYTES_MAX: usize = IN_HEADER_BYTES + size_of::<InitInCompat>() + size
 
 const INIT: u32 = Opcode::Init as u32;
 const DESTROY: u32 = Opcode::Destroy as u32;
+const TMPFILE: u32 = Opcode::TmpFile as u32;
+const READDIRPLUS: u32 = Opcode::Readdirplus as u32;
 
 /// The FUSE server of one share.
 pub(super) struct Server {
     fuse: virtiofsd::server::Server<Share>,
+    share: Share,
     nodes: Arc<Mutex<Nodes>>,
     /// The INIT that began the session there is.
     session: Option<Vec<u8>>,
@@ -44,7 +48,8 @@ impl Server {
     pub(super) fn new(share: Share) -> Self {
         Self {
             nodes: share.nodes(),
-            fuse: virtiofsd::server::Server::new(share),
+            fuse: virtiofsd::server::Server::new(share.clone()),
+            share,
             session: None,
         }
     }
@@ -71,6 +76,11 @@ impl Server {
             return 0;
         }
         let init = (header.opcode == INIT).then(|| head_of(&reader));
+        if header.opcode == TMPFILE {
+            return tmpfile::answer(&self.share, header, reader, writer.clone())
+                .unwrap_or_else(|_| refuse(writer, header.unique));
+        }
+        self.share.set_listing(header.opcode == READDIRPLUS);
         let handled = self
             .fuse
             .handle_message(reader, writer.clone(), None::<&mut ()>);

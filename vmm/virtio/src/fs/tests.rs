@@ -10,5 +10,11 @@ mod files;
 mod hostile;
 /// Changes above the files of containers.
 mod levels;
+/// Directories that shrink while they are read.
+mod listing;
+/// Access control lists of the host.
+mod lists;
 /// Names that lead out of the share.
 mod names;
+/// Files without a name, and the attributes of an overlay's upper layer.
+mod unnamed;

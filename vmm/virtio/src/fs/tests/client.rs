@@ -108,6 +108,8 @@ pub(super) struct Client {
     view: View,
     pub(super) server: Server,
     unique: u64,
+    /// Who asks; 0 is who the tests are run by.
+    pub(super) user: u32,
 }
 
 impl Client {
@@ -167,6 +169,7 @@ impl Client {
             view: View::new(memory).unwrap(),
             server: Server::new(share),
             unique: 0,
+            user: 0,
         }
     }
 
@@ -195,7 +198,10 @@ impl Client {
             opcode: opcode as u32,
             unique: self.unique,
             nodeid: inode,
-            uid: GuestUid::from(rustix::process::geteuid().as_raw()),
+            uid: GuestUid::from(match self.user {
+                0 => rustix::process::geteuid().as_raw(),
+                user => user,
+            }),
             gid: GuestGid::from(rustix::process::getegid().as_raw()),
             ..InHeader::default()
         };
@@ -257,6 +263,20 @@ impl Client {
         };
         let body = [body.as_slice(), &with_nul(name)].concat();
         let reply = self.ask(Opcode::Create, parent, &body)?;
+        let (entry, open) = reply.split_at(size_of::<EntryOut>());
+        Ok((parse(entry), parse(open)))
+    }
+
+    /// Makes a file without a name in `parent` and opens it.
+    pub(super) fn tmpfile(&mut self, parent: u64, flags: i32) -> Result<(EntryOut, OpenOut), i32> {
+        let body = CreateIn {
+            flags: (flags | libc::O_TMPFILE).cast_unsigned(),
+            mode: libc::S_IFREG | 0o640,
+            umask: 0o022,
+            ..CreateIn::default()
+        };
+        let body = [body.as_slice(), &with_nul(b"/")].concat();
+        let reply = self.ask(Opcode::TmpFile, parent, &body)?;
         let (entry, open) = reply.split_at(size_of::<EntryOut>());
         Ok((parse(entry), parse(open)))
     }
