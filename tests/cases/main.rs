@@ -20,6 +20,7 @@ mod environment;
 mod events;
 mod exit_status;
 mod features;
+mod files;
 mod gc;
 mod hooks;
 mod hostile_container;
