@@ -247,6 +247,7 @@ fn every_operation_works_under_the_filter() {
                 |mut client| {
                     let rootfs = client.walk("c/rootfs");
                     whole_files(&mut client, rootfs);
+                    unnamed_files(&mut client, rootfs);
                     entries(&mut client, rootfs);
                     attributes(&mut client, rootfs);
                     client.act_as(1000);
@@ -344,6 +345,64 @@ fn whole_files(client: &mut Client, rootfs: u64) {
     let handle = u64_at(&opened, 0);
     let release = [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat();
     all(client, file, &[("release", op::RELEASE, release)]);
+}
+
+fn unnamed_files(client: &mut Client, rootfs: u64) {
+    let flags = (libc::O_TMPFILE | libc::O_RDWR).cast_unsigned();
+    let body = named(&words(&[flags, 0o100_640, 0, 0]), "/");
+    let made = client.ask(op::TMPFILE, rootfs, &body).unwrap();
+    // An inode, 128 bytes, and a handle.
+    let (file, handle) = (u64_at(&made, 0), u64_at(&made, 128));
+    let write = [longs(&[handle, 0]), words(&[4, 0]), longs(&[0, 0])].concat();
+    let reopen = libc::O_RDONLY.cast_unsigned();
+    all(
+        client,
+        file,
+        &[
+            ("getattr", op::GETATTR, longs(&[0, 0])),
+            (
+                "write",
+                op::WRITE,
+                [write.clone(), b"text".to_vec()].concat(),
+            ),
+            ("read", op::READ, write),
+            ("open", op::OPEN, words(&[reopen, 0])),
+            ("chmod", op::SETATTR, setattr(1, 0o600)),
+            ("chown", op::SETATTR, setattr(1 << 1, 0)),
+            ("times", op::SETATTR, setattr(1 << 5, 0)),
+            (
+                "fallocate",
+                op::FALLOCATE,
+                [longs(&[handle, 0, 8192]), words(&[0, 0])].concat(),
+            ),
+            (
+                "lseek",
+                op::LSEEK,
+                [longs(&[handle, 0]), words(&[3, 0])].concat(),
+            ),
+            (
+                "copy_file_range",
+                op::COPY_FILE_RANGE,
+                longs(&[handle, 0, file, handle, 4096, 4, 0]),
+            ),
+            ("truncate", op::SETATTR, setattr(1 << 3, 0)),
+            ("statfs", op::STATFS, Vec::new()),
+            (
+                "fsync",
+                op::FSYNC,
+                [longs(&[handle]), words(&[0, 0])].concat(),
+            ),
+            ("listxattr", op::LISTXATTR, words(&[100, 0])),
+            (
+                "release",
+                op::RELEASE,
+                [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat(),
+            ),
+        ],
+    );
+    let linked = client.ask(op::LINK, rootfs, &named(&longs(&[file]), "unnamed once"));
+    assert!(linked.is_ok(), "{linked:?}");
+    client.tell(op::FORGET, file, &longs(&[1]));
 }
 
 fn entries(client: &mut Client, rootfs: u64) {

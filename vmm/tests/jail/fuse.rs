@@ -53,6 +53,7 @@ pub(super) mod operation {
     pub(crate) const LSEEK: u32 = 46;
     pub(crate) const COPY_FILE_RANGE: u32 = 47;
     pub(crate) const SYNCFS: u32 = 50;
+    pub(crate) const TMPFILE: u32 = 51;
 }
 
 /// A client in the middle of a session with a server whose threads have their real filters.
