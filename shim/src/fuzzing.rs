@@ -56,7 +56,7 @@ pub fn proc_files(bytes: &[u8]) {
 /// A bundle's configuration: the guest's part names no path of the host's, and the host's part is a
 /// VM that fits the host.
 pub fn configuration(config: &[u8]) {
-    let Ok(split) = spec::split(config, ID, Path::new(BUNDLE)) else {
+    let Ok(split) = spec::split(config, ID, Path::new(BUNDLE), &|_| None) else {
         return;
     };
     let share = Path::new(SHARE_DIR).join(ID);

@@ -69,6 +69,8 @@ mod sandbox;
 /// containerd's Task API, translated.
 mod service;
 /// A bundle's configuration: the guest's part and the host's.
+mod shm;
+
 mod spec;
 /// The state directory.
 mod state;

@@ -24,19 +24,18 @@ mod capability;
 mod defaults;
 mod id_map;
 mod member;
+mod memory;
 mod refuse;
 mod size;
 mod vm;
 
 pub(crate) use member::Shared;
+pub(crate) use memory::{HostMemory, LookAtMemory};
 pub(crate) use size::{ConfiguredSize, Demand, Extent, HostSize, SizeError, VmSize};
 use vm::Asked;
 
 /// The version of the OCI runtime specification that configurations are read by, and states are written.
 pub(crate) const VERSION: &str = "1.2.1";
-
-/// What `/dev/shm` is in a guest when the host's was asked for: it cannot be shared with host processes.
-const SHM_OPTIONS: [&str; 5] = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"];
 
 /// The two halves of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,7 +130,12 @@ pub(crate) enum SpecError {
 const BUNDLE_ANNOTATION: &str = "husk.bundle";
 
 /// Splits the `config.json` of container `id`, which lies in `bundle`.
-pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, SpecError> {
+pub(crate) fn split(
+    config: &[u8],
+    id: &str,
+    bundle: &Path,
+    look: LookAtMemory<'_>,
+) -> Result<Split, SpecError> {
     let (mut spec, asked) = parse(config)?;
     check(&spec)?;
     let mut host = HostPart {
@@ -163,8 +167,11 @@ pub(crate) fn split(config: &[u8], id: &str, bundle: &Path) -> Result<Split, Spe
         root.set_path(share.join("rootfs"));
     }
     let own_map = spec.linux().as_ref().and_then(id_map::of_container);
+    let look = |source: &Path| look(&bundle.join(source));
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        take_bind(mount, &share, own_map.as_ref(), &mut host.binds)?;
+        if !memory::take(mount, &look) {
+            take_bind(mount, &share, own_map.as_ref(), &mut host.binds)?;
+        }
     }
     if let Some(process) = spec.process_mut() {
         drop_labels(process);
@@ -353,6 +360,12 @@ fn drop_labels(process: &mut Process) {
     process.set_selinux_label(None);
 }
 
+fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let mut options = options.iter().map(String::as_str);
+    mount.typ().as_deref() == Some("bind") || options.any(|name| name == "bind" || name == "rbind")
+}
+
 /// Turns a bind of the host's into one of the share's.
 fn take_bind(
     mount: &mut Mount,
@@ -365,18 +378,11 @@ fn take_bind(
     let id_map = id_map::take(mount, own_map)?;
     let options = mount.options().clone().unwrap_or_default();
     let has = |name: &str| options.iter().any(|option| option == name);
-    let is_bind = mount.typ().as_deref() == Some("bind") || has("bind") || has("rbind");
-    if !is_bind {
+    if !is_bind(mount) {
         return match id_map {
             Some(_) => Err(id_map::refused(mount)),
             None => Ok(()),
         };
-    }
-    if mount.destination() == Path::new("/dev/shm") {
-        mount.set_typ(Some("tmpfs".into()));
-        mount.set_source(Some("shm".into()));
-        mount.set_options(Some(SHM_OPTIONS.map(String::from).to_vec()));
-        return Ok(());
     }
     let source = mount
         .source()

@@ -245,6 +245,27 @@ fn volumes_of_a_member_follow_the_host_which_keeps_its_own() {
 }
 
 #[test]
+fn memory_that_the_engine_binds_at_dev_shm_is_of_its_size_and_shared() {
+    let mounts = Mounts::new();
+    mount(&["-o", "remount,size=200m,mode=1777", &mounts.path("")]);
+    let with_memory = |script: &str| {
+        let bundle = Bundle::busybox().shell(script);
+        bundle.bind(mounts.0.path(), "/dev/shm", &["rbind", "rw"])
+    };
+    let script = "df -k /dev/shm | tail -n 1 | awk '{ print $2 }'; head -c 80M /dev/zero >/dev/shm/large; \
+        wc -c </dev/shm/large; rm /dev/shm/large; echo one >/dev/shm/of-one; until cat /dev/shm/of-two; do sleep 0.1; done; sleep 1000";
+    let pod = Engine::of(with_memory(script));
+    let _ = pod.make(&["run", "--detach"], &[]);
+    pod.await_output("204800\n83886080\n");
+    let script =
+        "until cat /dev/shm/of-one; do sleep 0.1; done; echo two >/dev/shm/of-two; sleep 1000";
+    let member = member(&pod, with_memory(script));
+    let _ = member.make(&["run", "--detach"], &[]);
+    member.await_output("one\n");
+    pod.await_output("two\n");
+}
+
+#[test]
 fn a_member_ends_with_its_sandbox() {
     only_husk("runc has no sandboxes");
     let before = Remains::seen();

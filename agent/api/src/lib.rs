@@ -37,6 +37,9 @@ pub const SHARE_TAG: &str = "husk";
 /// Where the agent mounts the shared directory. A container `c` has its root file system at `SHARE_DIR/c/rootfs`.
 pub const SHARE_DIR: &str = "/run/husk/share";
 
+/// The option of a tmpfs that all containers of the VM share which are given the same name behind it.
+pub const SHARED_MEMORY: &str = "husk.shared=";
+
 /// The I/O port by which PID 1 speaks to the machine; one byte out.
 pub const POWER_PORT: u16 = 0x600;
 /// Written to [`POWER_PORT`]: power off.

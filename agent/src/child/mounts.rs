@@ -142,8 +142,8 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
             Err(Errno::PERM) if fstype == "sysfs" => clone_tree(Path::new("/sys"), true),
             made => made,
         },
-        // Nothing is made for it.
-        MountKind::Remount => Err(Errno::INVAL),
+        // Nothing is made for a remount, and what is shared has become a bind.
+        MountKind::Remount | MountKind::Shared { .. } => Err(Errno::INVAL),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use agent_api::SHARED_MEMORY;
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
@@ -33,6 +34,11 @@ pub(crate) enum MountKind {
         fstype: String,
         source: String,
         options: Vec<(String, Option<String>)>,
+    },
+    /// The tmpfs that is called so by all that share it. The first one makes it, with these options. The sandbox turns it into a bind.
+    Shared {
+        name: String,
+        options: String,
     },
     /// The container's cgroup, whatever version was asked for.
     Cgroup,
@@ -185,10 +191,28 @@ pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError>
         propagation: None,
         copy_up: false,
     };
+    let mut shared = None;
     for option in options {
-        apply(&mut mount, option)?;
+        match option.strip_prefix(SHARED_MEMORY) {
+            Some(name) if fstype == "tmpfs" => shared = Some(name.to_owned()),
+            _ => apply(&mut mount, option)?,
+        }
+    }
+    if let (Some(name), MountKind::New { options, .. }) = (shared, &mount.kind) {
+        let options: Vec<_> = options.iter().map(as_text).collect();
+        mount.kind = MountKind::Shared {
+            name,
+            options: options.join(","),
+        };
     }
     Ok(mount)
+}
+
+fn as_text((key, value): &(String, Option<String>)) -> String {
+    match value {
+        Some(value) => format!("{key}={value}"),
+        None => key.clone(),
+    }
 }
 
 fn kind(
@@ -255,7 +279,7 @@ fn own_option(mount: &mut Mount, option: &str) -> Result<(), PlanError> {
         }),
         MountKind::Bind { .. } | MountKind::Remount if FILE_SYSTEM_FLAGS.contains(&option) => {}
         MountKind::Bind { .. } | MountKind::Remount => return Err(unknown()),
-        MountKind::Cgroup => {}
+        MountKind::Cgroup | MountKind::Shared { .. } => {}
     }
     Ok(())
 }

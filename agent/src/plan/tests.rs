@@ -546,3 +546,17 @@ fn open_files_are_limited_as_on_a_usual_host_unless_the_specification_says_other
     };
     assert_eq!(read(&spec).unwrap().1.rlimits, [given]);
 }
+
+#[test]
+fn a_tmpfs_with_a_name_is_shared() {
+    let given = json!({
+        "destination": "/dev/shm", "type": "tmpfs", "source": "shm",
+        "options": ["nosuid", "mode=1777", "husk.shared=35-1", "size=4096"],
+    });
+    let read = mount::read(&serde_json::from_value(given).unwrap()).unwrap();
+    let shared = MountKind::Shared {
+        name: "35-1".to_owned(),
+        options: "mode=1777,size=4096".to_owned(),
+    };
+    assert_eq!(read.kind, shared);
+}

@@ -58,7 +58,8 @@ impl Sandbox {
         let mut plan = plan::container(spec, place, size)?;
         // Until the child has its own descriptors of them.
         let _held = self.hold_namespaces(&mut plan)?;
-        if let Entry::Create(container) = &plan.entry {
+        if let Entry::Create(container) = &mut plan.entry {
+            self.memories.bind(&mut container.mounts)?;
             tell_ignored(id, &container.limits.ignored);
         }
         let cgroup =

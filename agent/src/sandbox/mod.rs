@@ -6,6 +6,7 @@
 mod control;
 mod create;
 mod end;
+mod memory;
 mod namespaces;
 mod pause;
 mod request;
@@ -83,6 +84,7 @@ pub(crate) type Events = mpsc::UnboundedReceiver<agent::Event>;
 pub(crate) struct Sandbox {
     settings: Settings,
     containers: HashMap<String, Container>,
+    memories: memory::Memories,
     by_pid: HashMap<i32, Key>,
     oom: OomWatch,
     /// Whose turn it is to look at processes.
@@ -101,6 +103,7 @@ impl Sandbox {
         let sandbox = Self {
             settings,
             containers: HashMap::new(),
+            memories: memory::Memories::default(),
             by_pid: HashMap::new(),
             oom: OomWatch::new()?,
             listing: Arc::new(Semaphore::new(1)),

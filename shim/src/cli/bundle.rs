@@ -8,6 +8,7 @@ use anyhow::{Context as _, anyhow};
 use crate::assets;
 use crate::config::{Config, Options};
 use crate::kvm;
+use crate::shm;
 use crate::spec::{self, HostPart};
 use crate::state::check_id;
 
@@ -85,7 +86,8 @@ fn read(dir: &Path, id: &str) -> anyhow::Result<Bundle> {
             file.display()
         )
     })?;
-    let split = spec::split(&config, id, &path)
+    let look = |source: &Path| shm::look(Path::new("/"), source);
+    let split = spec::split(&config, id, &path, &look)
         .with_context(|| format!("cannot run {}", path.display()))?;
     Ok(Bundle {
         path,

@@ -214,6 +214,7 @@ mod tests {
             config.to_string().as_bytes(),
             "web",
             std::path::Path::new("/b"),
+            &|_| None,
         )
         .is_ok()
     }

@@ -1,6 +1,6 @@
 //! Create: a bundle becomes a container that waits for its start. The first one boots the VM.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use containerd_shim_protos::api;
@@ -16,6 +16,7 @@ use crate::hooks::{self, HookState};
 use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::rootfs::{ContainerFiles, LentTrees, RootfsError, Share, Trees};
+use crate::shm;
 use crate::spec::{self, HostPart, Shared, SpecError, Split};
 use crate::state::{ProcessRef, Status, check_id};
 use crate::stdio::{Console, Ids, Lender, Outside, ProcessStreams, Stdio};
@@ -153,14 +154,14 @@ async fn create(handle: Handle, mut request: CreateRequest) -> Result<i32, TaskE
 fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let path = request.bundle.join("config.json");
     // The file that the process sees which stands for the container.
-    let seen = match &request.stand_in {
-        Some(StandIn { process, .. }) => {
-            PathBuf::from(format!("/proc/{}/root{}", process.pid, path.display()))
-        }
-        None => path.clone(),
+    let root = match &request.stand_in {
+        Some(StandIn { process, .. }) => PathBuf::from(format!("/proc/{}/root", process.pid)),
+        None => PathBuf::from("/"),
     };
+    let seen = root.join(path.strip_prefix("/").unwrap_or(&path));
     let config = std::fs::read(seen).map_err(|source| SpecError::Read { path, source })?;
-    Ok(spec::split(&config, &request.id, &request.bundle)?)
+    let look = |source: &Path| shm::look(&root, source);
+    Ok(spec::split(&config, &request.id, &request.bundle, &look)?)
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.

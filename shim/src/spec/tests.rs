@@ -23,7 +23,23 @@ fn config() -> Value {
 }
 
 fn split_of(config: &Value) -> Result<Split, SpecError> {
-    split(config.to_string().as_bytes(), "c1", Path::new("/b"))
+    split(
+        config.to_string().as_bytes(),
+        "c1",
+        Path::new("/b"),
+        &memory_in_run,
+    )
+}
+
+/// The host has a tmpfs at /run/shm, and one without a limit at /b/shm.
+fn memory_in_run(source: &Path) -> Option<HostMemory> {
+    let bytes = match source.to_str()? {
+        "/run/shm" => 200 << 20,
+        "/b/shm" => 0,
+        _ => return None,
+    };
+    let name = "35-1".to_owned();
+    Some(HostMemory { name, bytes })
 }
 
 fn guest_of(config: &Value) -> Value {
@@ -121,14 +137,31 @@ fn an_id_mapped_mount_has_its_own_maps_or_the_containers() {
 }
 
 #[test]
-fn hosts_shm_becomes_the_guests() {
-    let config = with(
-        "/mounts",
-        json!([{"destination": "/dev/shm", "type": "bind", "source": "/run/shm", "options": ["rbind"]}]),
-    );
+fn a_tmpfs_at_dev_shm_becomes_one_of_the_guests() {
+    let shm = |source: &str, options: Value| {
+        let mount =
+            json!({"destination": "dev/shm", "type": "bind", "source": source, "options": options});
+        with("/mounts", json!([mount]))
+    };
+    let config = shm("/run/shm", json!(["rbind", "rw"]));
     let guest = guest_of(&config);
-    assert_eq!(guest["mounts"][0]["type"], "tmpfs");
+    let expected = json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options":
+        ["nosuid", "noexec", "nodev", "mode=1777", "husk.shared=35-1", "size=209715200"]});
+    assert_eq!(guest["mounts"][0], expected);
     assert!(split_of(&config).unwrap().host.binds.is_empty());
+    let guest = guest_of(&shm("shm", json!(["bind", "ro"])));
+    let expected = json!([
+        "nosuid",
+        "noexec",
+        "nodev",
+        "mode=1777",
+        "ro",
+        "husk.shared=35-1"
+    ]);
+    assert_eq!(guest["mounts"][0]["options"], expected);
+    let directory = shm("/data", json!(["bind"]));
+    assert_eq!(guest_of(&directory)["mounts"][0]["type"], "bind");
+    assert_eq!(split_of(&directory).unwrap().host.binds.len(), 1);
 }
 
 #[test]
