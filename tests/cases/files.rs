@@ -1,11 +1,43 @@
-//! Files of volumes as the host's users have them.
+//! What users of files expect of a root file system and of a volume alike, whatever file system of
+//! the host is behind them: here an ext4 and a tmpfs, of which those before Linux 6.6 forget
+//! positions in a directory that shrinks.
 
 use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::{Bundle, Runtime};
 use serde_json::json;
+
+const CHECKS: [&str; 13] = [
+    "shrinking",
+    "unnamed",
+    "exchange",
+    "holes",
+    "allocate",
+    "copy-range",
+    "large",
+    "old-times",
+    "change-times",
+    "refusals",
+    "privileges-cleared",
+    "statistics",
+    "mapped-for-the-host",
+];
+
+const CAPABILITIES: [&str; 7] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_MKNOD",
+    "CAP_SETGID",
+    "CAP_SETUID",
+];
+
+/// Files in each of the two folders of a tree: more than a server reads of a folder at once.
+const TREE: usize = 1500;
 
 /// A tmpfs of the host, unmounted when dropped.
 struct Volume(tempfile::TempDir);
@@ -23,6 +55,16 @@ impl Volume {
     fn path(&self, below: &str) -> PathBuf {
         self.0.path().join(below)
     }
+
+    /// A folder with so many files, each in a second folder too where `nested`.
+    fn fill(&self, name: &str, files: usize) {
+        let folder = self.path(name);
+        fs::create_dir_all(folder.join("nested")).unwrap();
+        for number in 0..files {
+            fs::write(folder.join(format!("file-{number}")), "").unwrap();
+            fs::write(folder.join(format!("nested/file-{number}")), "").unwrap();
+        }
+    }
 }
 
 impl Drop for Volume {
@@ -30,6 +72,113 @@ impl Drop for Volume {
         let unmounted = Command::new("umount").arg("-l").arg(self.0.path()).status();
         assert!(unmounted.unwrap().success());
     }
+}
+
+#[test]
+fn promises_of_a_local_file_system_hold_on_the_root_and_on_a_volume() {
+    let volume = Volume::new();
+    let words = CHECKS.join(" ");
+    let bundle = Bundle::busybox()
+        .probe(env!("CARGO_BIN_EXE_probe"), &[])
+        .shell(&format!("probe {words}; WORK=/vol probe {words}"))
+        .bind(&volume.path(""), "/vol", &["rbind", "rw"])
+        .capabilities(&CAPABILITIES);
+    let output = Runtime::from_environment().run(&bundle);
+    output.assert_prints(
+        &CHECKS
+            .map(|check| format!("{check} holds\n"))
+            .concat()
+            .repeat(2),
+    );
+    for work in [bundle.rootfs().join("work"), volume.path("")] {
+        let mapped = fs::read(work.join("mapped-for-the-host/mapped")).unwrap();
+        assert_eq!((mapped[0], mapped[4096]), (b'a', b'b'), "{work:?}");
+        assert_eq!(fs::read(work.join("unnamed/named")).unwrap(), b"Text");
+        let old = fs::metadata(work.join("old-times/old")).unwrap();
+        assert_eq!((old.atime(), old.atime_nsec()), (-1, 123_456_789));
+    }
+}
+
+#[test]
+fn a_tree_of_thousands_is_removed_and_changed_whole() {
+    let volume = Volume::new();
+    for name in ["removed", "owned"] {
+        volume.fill(name, TREE);
+    }
+    let bundle = Bundle::busybox()
+        .shell(
+            "cd /vol; rm -r removed && echo removed; \
+             chown -R 77 owned && find owned ! -user 77 | wc -l",
+        )
+        .bind(&volume.path(""), "/vol", &["rbind", "rw"])
+        .capabilities(&CAPABILITIES);
+    let output = Runtime::from_environment().run(&bundle);
+    output.assert_prints("removed\n0\n");
+    let folder = volume.path("owned/nested");
+    let owned = fs::read_dir(folder).unwrap().filter(|entry| {
+        let entry = entry.as_ref().unwrap();
+        entry.metadata().unwrap().uid() == 77
+    });
+    assert_eq!(owned.count(), TREE);
+}
+
+/// An overlay whose upper layer is on the volume, used, mounted again and looked at.
+const OVERLAY: &str = r#"
+    bad() { echo "NOT $*"; exit 1; }
+    over() { mount -t overlay -o lowerdir=/low,upperdir=/vol/u,workdir=/vol/w none /merged || bad mount; }
+    over
+    cd /merged
+    [ "$(cat file)" = lower ] || bad "a file of the lower layer"
+    echo more >>file || bad "copy up"
+    rm gone || bad "remove a file of the lower layer"
+    rm -r dir && mkdir dir || bad "a folder anew"
+    [ -z "$(ls dir)" ] || bad "the folder made anew shows what was in the old one"
+    mv moved elsewhere || bad "rename a file of the lower layer"
+    mv link points || bad "rename a link of the lower layer"
+    cd /
+    umount /merged || bad umount
+    over
+    [ "$(cat /merged/file)" = "lower
+more" ] || bad "changes after a second mount"
+    [ ! -e /merged/gone ] || bad "the removed file is back"
+    [ -z "$(ls /merged/dir)" ] || bad "the folder made anew is the old one again"
+    [ ! -e /merged/moved ] && [ "$(cat /merged/elsewhere)" = m ] || bad renamed
+    [ "$(readlink /merged/points)" = file ] || bad "renamed link"
+    [ "$(cat /low/file)" = lower ] || bad "the lower layer was written"
+    umount /merged
+    echo holds
+"#;
+
+#[test]
+fn an_overlay_keeps_its_upper_layer_on_a_volume() {
+    let volume = Volume::new();
+    for name in ["u", "w"] {
+        fs::create_dir(volume.path(name)).unwrap();
+    }
+    let capabilities = [&CAPABILITIES[..], &["CAP_SYS_ADMIN"]].concat();
+    let bundle = Bundle::busybox()
+        .shell(OVERLAY)
+        .bind(&volume.path(""), "/vol", &["rbind", "rw"])
+        .capabilities(&capabilities)
+        .with("/linux/seccomp", json!(null));
+    let root = bundle.rootfs();
+    for folder in ["low/dir", "merged"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    for (file, text) in [
+        ("file", "lower\n"),
+        ("gone", "gone\n"),
+        ("dir/old", "below\n"),
+        ("moved", "m\n"),
+    ] {
+        fs::write(root.join("low").join(file), text).unwrap();
+    }
+    std::os::unix::fs::symlink("file", root.join("low/link")).unwrap();
+    let output = Runtime::from_environment().run(&bundle);
+    output.assert_prints("holds\n");
+    let white_out = fs::metadata(volume.path("u/gone")).unwrap();
+    assert!(white_out.file_type().is_char_device() && white_out.rdev() == 0);
+    assert!(Path::new(&volume.path("u/elsewhere")).exists());
 }
 
 /// Writes a file that everybody may read but user 1000, by its access control list.

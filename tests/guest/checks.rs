@@ -415,7 +415,7 @@ fn permissions() -> Result<()> {
 }
 
 /// Does something as another user, in a thread of its own: credentials are a thread's.
-fn as_user<T: Send + 'static>(
+pub(crate) fn as_user<T: Send + 'static>(
     user: u32,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -1,4 +1,5 @@
-//! What runs inside a container to do what a shell cannot: `probe CHECK...` asks something of the file system in `/work/CHECK`, or
+//! What runs inside a container to do what a shell cannot: `probe CHECK...` asks something of the
+//! file system in `/work/CHECK` (`$WORK/CHECK`), or
 //! tries something against agent and neighbours, and prints of each that it holds, or says what does not. As the first process of
 //! a guest it says so and sleeps for ever, as an agent that never answers.
 
@@ -7,6 +8,7 @@ mod checks;
 /// Files in memory.
 #[expect(unsafe_code, reason = "mmap has no safe face")]
 mod mapping;
+mod posix;
 #[expect(unsafe_code, reason = "ports and sockets that have no safe face")]
 mod raw;
 
@@ -41,9 +43,11 @@ fn holds(name: &str) -> anyhow::Result<()> {
     if let Some((_, attack)) = attacks::ALL.iter().find(|attack| attack.0 == name) {
         return attack();
     }
-    let check = checks::ALL.iter().find(|check| check.0 == name);
+    let mut all = checks::ALL.iter().chain(posix::ALL);
+    let check = all.find(|check| check.0 == name);
     let (_, check) = check.context("there is no such check")?;
-    let folder = std::path::Path::new("/work").join(name);
+    let folder = std::env::var_os("WORK").unwrap_or_else(|| "/work".into());
+    let folder = std::path::Path::new(&folder).join(name);
     std::fs::create_dir_all(&folder)?;
     std::env::set_current_dir(&folder)?;
     check()

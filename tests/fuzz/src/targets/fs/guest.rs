@@ -39,6 +39,7 @@ const READDIRPLUS: u32 = 44;
 const RENAME2: u32 = 45;
 const LSEEK: u32 = 46;
 const COPY_FILE_RANGE: u32 = 47;
+const TMPFILE: u32 = 51;
 
 /// Those with a body of their own below; the others are sent with whatever the input has.
 const OPERATIONS: &[u32] = &[
@@ -70,6 +71,7 @@ const OPERATIONS: &[u32] = &[
     RENAME2,
     LSEEK,
     COPY_FILE_RANGE,
+    TMPFILE,
 ];
 const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
@@ -91,7 +93,6 @@ const OTHERS: &[u32] = &[
     38,
     BATCH_FORGET,
     SYNCFS,
-    51,
     52,
     31,
     4096,
@@ -258,7 +259,7 @@ impl Guest {
         let word = |at: usize| Some(u64::from_le_bytes(answer.get(at..at + 8)?.try_into().ok()?));
         let (inode, handle) = match operation {
             LOOKUP | SYMLINK | MKNOD | MKDIR | LINK => (word(16), None),
-            CREATE => (word(16), word(16 + 128)),
+            CREATE | TMPFILE => (word(16), word(16 + 128)),
             OPEN | OPENDIR => (None, word(16)),
             _ => (None, None),
         };
@@ -348,7 +349,7 @@ impl Guest {
             }
             LINK => body.long(self.inode(input)).put(&self.name(input)),
             OPEN | OPENDIR => body.word(flags(input)).word(u32::from(input.u8() & 1)),
-            CREATE => {
+            CREATE | TMPFILE => {
                 let body = body
                     .word(flags(input))
                     .word(input.of(&[0o644u32, 0o4755, 0]))
