@@ -5,6 +5,8 @@
 //! plan reaches the child unchanged, its paths are where they may be, and no namespace, limit or
 //! sysctl of the machine's own is in it.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path};
 
 use serde::Serialize;
@@ -14,7 +16,9 @@ use plan::{
     Container, Entry, Limits, MountKind, Namespaces, Place, Plan, Present, Process, WindowSize,
 };
 
-// The agent is a program and no library; these two of its modules need no other.
+// The agent is a program and no library; these of its modules need no other.
+#[path = "../../../../agent/src/cgroup/text.rs"]
+mod cgroup_text;
 #[expect(
     dead_code,
     unused_imports,
@@ -47,9 +51,20 @@ pub(crate) fn config(bytes: &[u8]) {
     update(bytes);
 }
 
-/// `/proc/PID/stat`, `status` and `cmdline`, of which a process writes its name and its arguments.
+/// `/proc/PID/stat`, `status` and `cmdline`, of which a process writes its name and its arguments, and
+/// `/proc/PID/cgroup`, in which a container has named the cgroups.
 pub(crate) fn proc_files(bytes: &[u8]) {
     processes::read_files(bytes);
+    cgroup_text::oom_kills(&String::from_utf8_lossy(bytes));
+    let name: Vec<u8> = bytes
+        .iter()
+        .copied()
+        .filter(|byte| *byte != b'\n')
+        .collect();
+    let table = [b"0::/containers/", &name[..], b"\n"].concat();
+    let wanted = [b"containers/", &name[..]].concat();
+    let found = cgroup_text::unified(&table);
+    assert_eq!(found, Some(Path::new(OsStr::from_bytes(&wanted))));
 }
 
 /// A container's configuration: a plan that its child can carry out as it is, or an error.

@@ -2,6 +2,8 @@
 
 /// What the agent makes of configurations and of `/proc`.
 mod agent;
+/// Which stream is whose.
+mod agent_streams;
 /// The control socket's messages.
 mod control;
 /// Every device behind rings without sense.
@@ -30,6 +32,7 @@ pub(crate) type Target = fn(&[u8]);
 pub(crate) const ALL: &[(&str, Target)] = &[
     ("agent-config", agent::config),
     ("agent-proc", agent::proc_files),
+    ("agent-streams", agent_streams::run),
     ("control", control::run),
     ("devices", devices::run),
     ("fs", fs::run),
@@ -40,6 +43,7 @@ pub(crate) const ALL: &[(&str, Target)] = &[
     ("supervisor-config", supervisor::config),
     ("supervisor-connection", supervisor::connection),
     ("supervisor-events", supervisor::events),
+    ("supervisor-proc", supervisor::proc_files),
     ("supervisor-replies", supervisor::replies),
     ("supervisor-stats", supervisor::stats),
     ("vm-config", vm_config::run),

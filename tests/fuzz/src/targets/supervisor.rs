@@ -155,3 +155,8 @@ pub(crate) fn stats(bytes: &[u8]) {
     }
     husk::fuzzing::metrics(&files);
 }
+
+/// Processes, mounts, interfaces and cgroups as the host's kernel tells of them.
+pub(crate) fn proc_files(bytes: &[u8]) {
+    husk::fuzzing::proc_files(bytes);
+}
