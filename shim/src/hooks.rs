@@ -8,9 +8,11 @@
 //! that is reported for the container. It runs in the supervisor's mount namespace, where it sees the host's mounts, and mounts of its own
 //! are not seen by the host. Its processes are a group, which is killed as one when it takes too long, and its limit of descriptors is
 //! that of whoever started husk. A hook that fails before the container is made fails the create; a later one costs a warning, as the OCI
-//! specification has it.
+//! specification has it up to version 1.2. Since 1.3 a poststart hook that fails stops the container. The error has the hook's own words, as far as
+//! they are not too many.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -27,18 +29,42 @@ use crate::spec::VERSION;
 use crate::state::Status;
 use crate::storage::Storage;
 
+mod said;
+
+use said::Said;
+
 /// A container's hooks, by when they run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hooks {
     /// prestart, then createRuntime, then createContainer.
     pub(crate) create: Vec<Hook>,
     pub(crate) poststart: Vec<Hook>,
+    /// One of them that fails stops the container.
+    pub(crate) poststart_must_succeed: bool,
     pub(crate) poststop: Vec<Hook>,
+}
+
+/// When a hook runs.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum HookKind {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    Poststart,
+    /// Those are the ones that records have.
+    #[default]
+    Poststop,
 }
 
 /// One program to run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(crate) struct Hook {
+    #[serde(default)]
+    kind: HookKind,
+    /// Among those of its kind.
+    #[serde(default)]
+    index: usize,
     path: PathBuf,
     /// With the program's name for itself first, when there are any.
     args: Vec<String>,
@@ -59,19 +85,38 @@ pub(crate) struct HookState {
     pub(crate) annotations: BTreeMap<String, String>,
 }
 
+/// A hook that failed, in words that scripts know from runc.
+#[derive(Debug, thiserror::Error)]
+#[error("error running {kind} hook #{index}: {}", path.display())]
+pub(crate) struct HookError {
+    kind: HookKind,
+    index: usize,
+    path: PathBuf,
+    #[source]
+    pub(crate) why: HookFailure,
+}
+
 /// Why a hook failed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HookError {
-    #[error("cannot run the hook {}", path.display())]
-    Run {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the hook {} ended with {status}", path.display())]
-    Failed { path: PathBuf, status: ExitStatus },
-    #[error("the hook {} took longer than {} s", path.display(), after.as_secs())]
-    TimedOut { path: PathBuf, after: Duration },
+pub(crate) enum HookFailure {
+    #[error("it cannot be run")]
+    Run(#[source] io::Error),
+    #[error("{status}{said}")]
+    Failed { status: ExitStatus, said: String },
+    #[error("it took longer than {} s{said}", after.as_secs())]
+    TimedOut { after: Duration, said: String },
+}
+
+impl fmt::Display for HookKind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Prestart => "prestart",
+            Self::CreateRuntime => "createRuntime",
+            Self::CreateContainer => "createContainer",
+            Self::Poststart => "poststart",
+            Self::Poststop => "poststop",
+        })
+    }
 }
 
 impl HookState {
@@ -90,9 +135,26 @@ impl HookState {
 
 impl Hook {
     /// Takes over the configuration's hooks of one kind.
-    pub(crate) fn all_of(hooks: Option<&Vec<oci::Hook>>) -> Vec<Self> {
+    pub(crate) fn all_of(kind: HookKind, hooks: Option<&Vec<oci::Hook>>) -> Vec<Self> {
         let hooks = hooks.map(Vec::as_slice).unwrap_or_default();
-        hooks.iter().map(Self::from).collect()
+        let numbered = hooks.iter().enumerate();
+        numbered
+            .map(|(index, hook)| Self::new(kind, index, hook))
+            .collect()
+    }
+
+    fn new(kind: HookKind, index: usize, hook: &oci::Hook) -> Self {
+        let seconds = hook
+            .timeout()
+            .and_then(|timeout| u64::try_from(timeout).ok());
+        Self {
+            kind,
+            index,
+            path: hook.path().clone(),
+            args: hook.args().clone().unwrap_or_default(),
+            env: hook.env().clone().unwrap_or_default(),
+            timeout: seconds.map(Duration::from_secs),
+        }
     }
 
     /// Whether the specification's demand is met.
@@ -105,11 +167,27 @@ impl Hook {
         &self.path
     }
 
-    async fn run(&self, storage: &Storage, state: &[u8], bundle: &Path) -> Result<(), HookError> {
-        let failed = |source| HookError::Run {
-            path: self.path.clone(),
-            source,
+    async fn run(&self, storage: &Storage, state: &HookState) -> Result<(), HookError> {
+        let json = serde_json::to_vec(state).map_err(|e| HookFailure::Run(e.into()));
+        let done = match json {
+            Ok(json) => self.run_with(storage, &json, &state.bundle).await,
+            Err(why) => Err(why),
         };
+        done.map_err(|why| HookError {
+            kind: self.kind,
+            index: self.index,
+            path: self.path.clone(),
+            why,
+        })
+    }
+
+    async fn run_with(
+        &self,
+        storage: &Storage,
+        state: &[u8],
+        bundle: &Path,
+    ) -> Result<(), HookFailure> {
+        let failed = HookFailure::Run;
         let command = self.command(bundle);
         // Neither the bundle's file system nor that of the program need answer.
         let started = storage.run_or_undo(
@@ -130,18 +208,16 @@ impl Hook {
                 Ok(status) => status,
                 Err(_) => {
                     running.kill();
-                    return Err(HookError::TimedOut {
-                        path: self.path.clone(),
-                        after,
-                    });
+                    let said = running.said.text();
+                    return Err(HookFailure::TimedOut { after, said });
                 }
             },
         };
         match status.map_err(failed)? {
             status if status.success() => Ok(()),
-            status => Err(HookError::Failed {
-                path: self.path.clone(),
+            status => Err(HookFailure::Failed {
                 status,
+                said: running.said.text(),
             }),
         }
     }
@@ -153,7 +229,8 @@ impl Hook {
             .envs(self.env.iter().filter_map(|pair| pair.split_once('=')))
             .current_dir(bundle)
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
         if let Some((name, args)) = self.args.split_first() {
@@ -167,6 +244,7 @@ impl Hook {
 struct Running {
     child: Child,
     group: Option<Pid>,
+    said: Said,
 }
 
 /// Executes the program, with the limit of descriptors that this process was started with.
@@ -179,24 +257,37 @@ fn start(mut command: Command) -> io::Result<Running> {
             None => Ok(()),
         });
     }
-    let child = command.spawn()?;
+    let mut child = command.spawn()?;
+    let said = Said::of(&mut child);
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     Ok(Running {
         child,
         group: pid.and_then(Pid::from_raw),
+        said,
     })
 }
 
 impl Running {
     async fn end(&mut self, state: &[u8]) -> io::Result<ExitStatus> {
-        if let Some(mut stdin) = self.child.stdin.take() {
-            match stdin.write_all(state).await {
-                // It need not read its state.
-                Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
-                _ => {}
+        let Self { child, said, .. } = self;
+        let ended = async {
+            if let Some(mut stdin) = child.stdin.take() {
+                match stdin.write_all(state).await {
+                    // It need not read its state.
+                    Err(e) if e.kind() != io::ErrorKind::BrokenPipe => return Err(e),
+                    _ => {}
+                }
+            }
+            child.wait().await
+        };
+        tokio::pin!(ended);
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut ended => return ended,
+                () = said.hear() => {}
             }
         }
-        self.child.wait().await
     }
 
     /// Kills all of its group. The program itself has not been waited for, so that the number is no other group's.
@@ -209,20 +300,6 @@ impl Running {
     }
 }
 
-impl From<&oci::Hook> for Hook {
-    fn from(hook: &oci::Hook) -> Self {
-        let seconds = hook
-            .timeout()
-            .and_then(|timeout| u64::try_from(timeout).ok());
-        Self {
-            path: hook.path().clone(),
-            args: hook.args().clone().unwrap_or_default(),
-            env: hook.env().clone().unwrap_or_default(),
-            timeout: seconds.map(Duration::from_secs),
-        }
-    }
-}
-
 /// Runs hooks in order, up to the first that fails.
 pub(crate) async fn run(
     storage: &Storage,
@@ -230,11 +307,7 @@ pub(crate) async fn run(
     state: &HookState,
 ) -> Result<(), HookError> {
     for hook in hooks {
-        let json = serde_json::to_vec(state).map_err(|e| HookError::Run {
-            path: hook.path.clone(),
-            source: e.into(),
-        })?;
-        hook.run(storage, &json, &state.bundle).await?;
+        hook.run(storage, state).await?;
     }
     Ok(())
 }
@@ -252,10 +325,13 @@ pub(crate) async fn run_anyway(hooks: &[Hook], state: &HookState) {
 
 #[cfg(test)]
 mod tests {
+    use super::said::SAID_MAX_BYTES;
     use super::*;
 
     fn shell(script: &str, timeout: Option<Duration>) -> Hook {
         Hook {
+            kind: HookKind::CreateRuntime,
+            index: 1,
             path: "/bin/sh".into(),
             args: ["hook", "-c", script].map(String::from).to_vec(),
             env: vec!["OUT=out".into()],
@@ -295,7 +371,9 @@ mod tests {
         let error = run(&Storage::default(), &hooks, &state(bundle.path()))
             .await
             .unwrap_err();
-        assert!(matches!(error, HookError::Failed { status, .. } if status.code() == Some(3)));
+        assert!(
+            matches!(error.why, HookFailure::Failed { status, .. } if status.code() == Some(3))
+        );
         assert!(!bundle.path().join("out").exists());
         run_anyway(&hooks, &state(bundle.path())).await;
         assert!(bundle.path().join("out").exists());
@@ -308,7 +386,7 @@ mod tests {
         let error = run(&Storage::default(), &[hook], &state(bundle.path()))
             .await
             .unwrap_err();
-        assert!(matches!(error, HookError::TimedOut { .. }));
+        assert!(matches!(error.why, HookFailure::TimedOut { .. }));
     }
 
     /// Time stands still while the test's own blocking work is under way, and passes at once when all wait.
@@ -334,7 +412,8 @@ mod tests {
         let mut reader = begun.await.unwrap();
         drop(writer);
         let error = hook.await.unwrap();
-        assert!(matches!(error, Err(HookError::TimedOut { .. })));
+        let why = error.unwrap_err().why;
+        assert!(matches!(why, HookFailure::TimedOut { .. }));
         let end = move || io::Read::read(&mut reader, &mut [0; 1]).unwrap();
         assert_eq!(tokio::task::spawn_blocking(end).await.unwrap(), 0);
     }
@@ -346,6 +425,33 @@ mod tests {
         let error = run(&Storage::default(), &[hook], &state(Path::new("/")))
             .await
             .unwrap_err();
-        assert_eq!(error.to_string(), "cannot run the hook /none/hook");
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(
+            text,
+            "error running createRuntime hook #1: /none/hook: it cannot be run: \
+             No such file or directory (os error 2)"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_error_has_the_hooks_own_words_up_to_a_bound() {
+        let bundle = tempfile::tempdir().unwrap();
+        let said = async |script: &str| {
+            let hook = shell(script, None);
+            let run = run(&Storage::default(), &[hook], &state(bundle.path())).await;
+            format!("{:#}", anyhow::Error::from(run.unwrap_err()))
+        };
+        assert_eq!(
+            said("echo out; echo no network >&2; echo at all >&2; exit 3").await,
+            "error running createRuntime hook #1: /bin/sh: exit status: 3, \
+             stdout: out, stderr: no network at all"
+        );
+        // More than a pipe holds: the hook is not kept waiting.
+        let flood = said("head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 4").await;
+        assert!(
+            flood.contains("exit status: 4, stderr: xxx"),
+            "{flood:.200}"
+        );
+        assert!(flood.len() < SAID_MAX_BYTES + 200, "{}", flood.len());
     }
 }

@@ -81,6 +81,31 @@ fn they_may_open_what_the_caller_may() {
 }
 
 #[test]
+fn the_error_of_one_has_its_number_and_its_own_words() {
+    let script = "echo no network here >&2; exit 3";
+    let hooks = json!([{"path": "/bin/true"}, {"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let bundle = Bundle::busybox().with("/hooks", json!({"createRuntime": hooks}));
+    let output = Runtime::from_environment().run(&bundle);
+    output.assert_refused(&["error", "hook #1: ", "exit status", "no network here"]);
+    if Runtime::is_husk() {
+        output.assert_refused(&["error running createRuntime hook #1: /bin/sh: exit status: 3"]);
+    }
+}
+
+#[test]
+fn one_before_the_program_has_its_environment() {
+    let script = "echo $ONE $FOO ${HOME:+home} >/seen";
+    let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", script]}]);
+    let bundle = Bundle::busybox()
+        .args(&["cat", "/seen"])
+        .with("/process/env", json!(["PATH=/bin", "ONE=two", "FOO=bar"]))
+        .with("/hooks", json!({"startContainer": hook}));
+    Runtime::from_environment()
+        .run(&bundle)
+        .assert_prints("two bar home\n");
+}
+
+#[test]
 fn a_failing_one_leaves_no_container() {
     let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]);
     let bundle = Bundle::busybox().with("/hooks", json!({"createRuntime": hook}));

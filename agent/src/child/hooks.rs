@@ -5,9 +5,11 @@
 //!
 //! Fails with the first hook that cannot be run, does not end in time, or ends with another status than 0.
 
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
@@ -56,30 +58,39 @@ fn files(state: &str) -> io::Result<(File, File)> {
 }
 
 impl Prepared<'_> {
-    /// Runs them all.
-    pub(super) fn run(mut self) -> Result<(), Failure> {
-        for hook in self.hooks {
-            let ended = self.run_one(hook);
+    /// Runs them all. `env` is that of the program to come.
+    pub(super) fn run(mut self, env: &[CString]) -> Result<(), Failure> {
+        for (index, hook) in self.hooks.iter().enumerate() {
+            let ended = self.run_one(hook, env);
             let why = match ended {
                 Ok(None) => continue,
                 Ok(Some(why)) => format!("{why}{}", self.said()),
                 Err(error) => super::io_error_text(&error),
             };
             return Err(failure(format!(
-                "startContainer hook {:?}: {why}",
-                hook.path
+                "error running startContainer hook #{index}: {}: {why}",
+                hook.path.display()
             )));
         }
         Ok(())
     }
 
     /// Why it failed; none where it did not.
-    fn run_one(&mut self, hook: &Hook) -> io::Result<Option<String>> {
+    fn run_one(&mut self, hook: &Hook, env: &[CString]) -> io::Result<Option<String>> {
         self.state.rewind()?;
         self.said.set_len(0)?;
         self.said.rewind()?;
         let (first, rest) = hook.args.split_first().unzip();
-        let vars = hook.env.iter().filter_map(|entry| entry.split_once('='));
+        let vars: Vec<(&OsStr, &OsStr)> = match &hook.env {
+            Some(own) => own
+                .iter()
+                .filter_map(|entry| pair(entry.as_bytes()))
+                .collect(),
+            None => env
+                .iter()
+                .filter_map(|entry| pair(entry.as_bytes()))
+                .collect(),
+        };
         let mut command = Command::new(&hook.path);
         let mut child = signal::default_all_in(&mut command)
             .arg0(first.map_or(hook.path.as_os_str(), |first| first.as_ref()))
@@ -117,6 +128,13 @@ impl Prepared<'_> {
             format!(": {line}")
         }
     }
+}
+
+/// A variable's name and value.
+fn pair(entry: &[u8]) -> Option<(&OsStr, &OsStr)> {
+    let middle = entry.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (&entry[..middle], &entry[middle + 1..]);
+    Some((OsStr::from_bytes(name), OsStr::from_bytes(value)))
 }
 
 /// Whether the process ends in that time.

@@ -98,7 +98,7 @@ impl Program {
             user::drop_to(&process.capabilities)?;
         }
         if let Some(hooks) = start_hooks {
-            hooks.run()?;
+            hooks.run(&self.env)?;
         }
         match nix::unistd::execve(&self.path, &self.args, &self.env) {
             Ok(never) => Ok(never),

@@ -30,8 +30,8 @@ pub(crate) struct Hook {
     pub(crate) path: PathBuf,
     /// The program's own name first; empty: the path.
     pub(crate) args: Vec<String>,
-    /// `NAME=value`; there are no others.
-    pub(crate) env: Vec<String>,
+    /// `NAME=value`; there are no others. None: those of the container's process.
+    pub(crate) env: Option<Vec<String>>,
     pub(crate) timeout_s: Option<u32>,
 }
 
@@ -87,9 +87,10 @@ fn hook(given: &oci_spec::runtime::Hook) -> Result<Hook, PlanError> {
     };
     let (args, env) = (
         given.args().clone().unwrap_or_default(),
-        given.env().clone().unwrap_or_default(),
+        given.env().clone(),
     );
-    if let Some(text) = args.iter().chain(&env).find(|text| text.contains('\0')) {
+    let mut texts = args.iter().chain(env.iter().flatten());
+    if let Some(text) = texts.find(|text| text.contains('\0')) {
         return invalid("hooks.startContainer", text.clone());
     }
     Ok(Hook {

@@ -304,15 +304,15 @@ async fn a_start_hook_that_fails_fails_the_start() {
     for (hook, why) in [
         (
             json!({"path": "/bin/sh", "args": ["sh", "-c", "echo no good >&2; exit 3"]}),
-            "startContainer hook \"/bin/sh\": exit status: 3: no good",
+            "error running startContainer hook #0: /bin/sh: exit status: 3: no good",
         ),
         (
             json!({"path": "/bin/none"}),
-            "startContainer hook \"/bin/none\": no such file or directory",
+            "error running startContainer hook #0: /bin/none: no such file or directory",
         ),
         (
             json!({"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}),
-            "startContainer hook \"/bin/sleep\": did not end in time",
+            "error running startContainer hook #0: /bin/sleep: did not end in time",
         ),
     ] {
         let mut spec = agent.spec(&["touch", "/tmp/begun"]);

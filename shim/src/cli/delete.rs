@@ -51,7 +51,13 @@ pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Fail
         }
         locked => locked?,
     }
-    let record = state.read()?;
+    let mut record = state.read()?;
+    // Its supervisor has forgotten the container, and could not remove all of it: the hooks are owed as if it had.
+    if let (true, Some(record), Some(known)) = (was_shut_down, &mut record, known)
+        && record.containers.is_empty()
+    {
+        record.containers = known.containers;
+    }
     block_on(async { Ok(remains::remove(options, &state, record.as_ref()).await?) })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,7 @@
 //! Start: the program of a created process is executed.
 
+use nix::libc::SIGKILL;
+
 use super::{Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::events::Event;
 use crate::hooks;
@@ -33,15 +35,35 @@ async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
             (Err(machine.explain(e).await), phase)
         }
     };
-    let (hooks, state) = handle
-        .ask(move |sandbox| {
+    let (hooks, state) = {
+        let key = key.clone();
+        let ended = handle.ask(move |sandbox| {
             sandbox.end_start(&key, phase);
             sandbox.hooks(&key, Status::Running)
-        })
-        .await??;
+        });
+        ended.await??
+    };
     started?;
-    hooks::run_anyway(&hooks.poststart, &state).await;
+    if !hooks.poststart_must_succeed {
+        hooks::run_anyway(&hooks.poststart, &state).await;
+        return Ok(pid);
+    }
+    if let Err(error) = hooks::run(&handle.storage, &hooks.poststart, &state).await {
+        stop(&handle, key).await;
+        return Err(error.into());
+    }
     Ok(pid)
+}
+
+/// Ends a container one of whose hooks asks for it. That it is deleted, and the poststop hooks are run, is its caller's.
+async fn stop(handle: &Handle, key: ProcessKey) {
+    let number = SIGKILL.unsigned_abs();
+    if let Err(error) = handle.kill(key.clone(), number, false).await {
+        tracing::debug!(process = %key, %error, "it has ended by itself");
+    }
+    if let Err(error) = handle.wait(key.clone()).await {
+        tracing::debug!(process = %key, %error, "it is being removed");
+    }
 }
 
 impl Sandbox {

@@ -8,7 +8,7 @@ use oci_spec::runtime::{
 };
 
 use super::{Shared, SpecError};
-use crate::hooks::{Hook, Hooks};
+use crate::hooks::{Hook, HookKind, Hooks};
 
 /// Character devices that the guest's kernel has itself: null, zero, full, random, urandom; tty, console, ptmx; tun, fuse.
 const GUEST_DEVICES: [(i64, i64); 10] = [
@@ -183,13 +183,20 @@ pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
             return Err(SpecError::HookTimeout { path, seconds });
         }
     }
-    let mut create = Hook::all_of(hooks.prestart().as_ref());
-    create.extend(Hook::all_of(hooks.create_runtime().as_ref()));
-    create.extend(Hook::all_of(hooks.create_container().as_ref()));
+    let mut create = Hook::all_of(HookKind::Prestart, hooks.prestart().as_ref());
+    create.extend(Hook::all_of(
+        HookKind::CreateRuntime,
+        hooks.create_runtime().as_ref(),
+    ));
+    create.extend(Hook::all_of(
+        HookKind::CreateContainer,
+        hooks.create_container().as_ref(),
+    ));
     let hooks = Hooks {
         create,
-        poststart: Hook::all_of(hooks.poststart().as_ref()),
-        poststop: Hook::all_of(hooks.poststop().as_ref()),
+        poststart: Hook::all_of(HookKind::Poststart, hooks.poststart().as_ref()),
+        poststart_must_succeed: is_since_1_3(spec.version()),
+        poststop: Hook::all_of(HookKind::Poststop, hooks.poststop().as_ref()),
     };
     let mut all = hooks
         .create
@@ -200,6 +207,13 @@ pub(super) fn hooks(spec: &Spec) -> Result<Hooks, SpecError> {
         Some(hook) => Err(SpecError::RelativeHook(hook.path().to_owned())),
         None => Ok(hooks),
     }
+}
+
+/// Whether a configuration of version 1.x follows the rules that 1.3 has changed.
+fn is_since_1_3(version: &str) -> bool {
+    let mut numbers = version.split(['.', '-', '+']).skip(1);
+    let minor = numbers.next().and_then(|minor| minor.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor >= 3)
 }
 
 /// Files that a kernel makes are about that kernel: the host's say nothing true about the guest.
