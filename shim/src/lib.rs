@@ -1,7 +1,7 @@
 //! husk runs OCI containers, each in a KVM microVM of its own.
 //!
 //! This is the host side: the command line people and engines use, and the supervisor that a command starts for
-//! each sandbox (`husk serve`, hidden). A command says what went wrong in one line, `husk: doing this: doing that: reason`,
+//! each sandbox (`husk serve`, hidden). A command says what went wrong in one line, `husk: error: doing this: doing that: reason`,
 //! and exits with 1; `husk run` otherwise exits with the container's status. It is a library for its executable, and for those who
 //! feed [`guest`] with hostile bytes.
 
@@ -98,7 +98,8 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             let message = format!("{:#}", failure.error);
             log::last_words(&options, &message);
-            eprintln!("husk: {message}");
+            // Scripts that call runtimes look for the word.
+            eprintln!("husk: error: {message}");
             failure.code
         }
     }

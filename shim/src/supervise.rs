@@ -44,6 +44,11 @@ pub(crate) struct ServeArgs {
     pub(crate) end_with_container: bool,
 }
 
+/// Whether a supervisor logs to the standard error of who has started it: in the foreground, for who debugs and names no file.
+fn logs_to_caller(options: &Options, owner: Option<ProcessRef>) -> bool {
+    options.debug && options.log.is_none() && owner.is_some()
+}
+
 /// What a new supervisor is started with.
 #[derive(Debug)]
 pub(crate) struct StartArgs<'a> {

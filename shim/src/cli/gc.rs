@@ -40,7 +40,7 @@ pub(super) fn run(options: &Options, _: &GcArgs) -> Result<ExitCode, Failure> {
             Ok(None) => {}
             // The others are not to suffer from it.
             Err(error) => {
-                eprintln!("husk: {name}: {error:#}");
+                eprintln!("husk: error: {name}: {error:#}");
                 code = ExitCode::FAILURE;
             }
         }

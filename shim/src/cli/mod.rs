@@ -196,6 +196,11 @@ pub(crate) fn parse() -> Result<CommandLine, ExitCode> {
 pub(crate) fn run(command: CommandLine) -> Result<ExitCode, Failure> {
     let options = command.options;
     crate::log::begin(&options)?;
+    tracing::debug!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        "called"
+    );
     match command.verb {
         Verb::Run(args) => run::run(&options, &args),
         Verb::Exec(args) => exec::run(&options, &args),

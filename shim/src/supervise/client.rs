@@ -13,7 +13,7 @@ use tokio::net::unix::pipe;
 use ttrpc::asynchronous::Client;
 use ttrpc::asynchronous::transport::Socket;
 
-use super::{SERVING, StartArgs};
+use super::{SERVING, StartArgs, logs_to_caller};
 use crate::inherited;
 use crate::inspect::InspectClient;
 use crate::state::{StateDir, StateError};
@@ -67,7 +67,11 @@ pub(crate) async fn start(args: &StartArgs<'_>) -> Result<Supervisor, StartError
         .args(["serve", args.id])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null());
+        .stderr(if logs_to_caller(args.options, args.owner) {
+            Stdio::inherit()
+        } else {
+            Stdio::null()
+        });
     // What the command line reports is waited for by its callers.
     command.arg("--report-own-pid");
     if args.end_with_container {

@@ -10,7 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
 
-use super::{SERVING, ServeArgs, face};
+use super::{SERVING, ServeArgs, face, logs_to_caller};
 use crate::config::{Config, ConfigError, Options};
 use crate::deadlines::IDLE;
 use crate::inherited;
@@ -67,7 +67,7 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError>
     let config = Config::load(options)?;
     let this = ProcessRef::this().map_err(ServeError::Detach)?;
     let state = StateDir::claim(&options.root, &args.id, Some(&Record::new(&args.id, this)))?;
-    let result = detach(&state)
+    let result = detach(&state, logs_to_caller(options, args.owner))
         .map_err(ServeError::Detach)
         .and_then(|()| Ok(Share::enter(&state)?))
         .and_then(|share| {
@@ -89,16 +89,18 @@ fn claim(options: &Options, args: &ServeArgs) -> Result<Option<u32>, ServeError>
     result
 }
 
-/// Leaves the starter's session and directory; standard error goes to the state directory.
-fn detach(state: &StateDir) -> io::Result<()> {
+/// Leaves the starter's session and directory; standard error goes to the state directory, unless it is where to log.
+fn detach(state: &StateDir, logs_to_caller: bool) -> io::Result<()> {
     // Refused to a leader of a process group only, which has been set apart already.
     let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(state.log())?;
-    rustix::stdio::dup2_stderr(&log)?;
+    if !logs_to_caller {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(state.log())?;
+        rustix::stdio::dup2_stderr(&log)?;
+    }
     // Every stream costs a descriptor or two, and the VMM, which inherits this, one per open file of the guest.
     inherited::raise_descriptor_limit()
 }
