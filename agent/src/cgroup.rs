@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::future::Future;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use libcgroups::v2::devices::Devices;
 use libcgroups::v2::devices::controller::DevicesControllerError;
@@ -96,6 +96,24 @@ impl Cgroup {
             .map(|path| Path::new(MOUNT).join(path))
             .filter(|path| path.starts_with(&self.path) && path.is_dir())
             .unwrap_or_else(|| self.path.clone())
+    }
+
+    /// The cgroup `path` below it, whether it is there or not; none for a path that leads out of it. `..` is taken as text, since a cgroup
+    /// has no links.
+    pub(crate) fn below(&self, path: &str) -> Option<PathBuf> {
+        let mut names = Vec::new();
+        for component in Path::new(path).components() {
+            match component {
+                Component::Normal(name) => names.push(name),
+                Component::ParentDir => drop(names.pop()?),
+                Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+            }
+        }
+        Some(
+            names
+                .iter()
+                .fold(self.path.clone(), |path, name| path.join(name)),
+        )
     }
 
     /// Sends SIGKILL to every process in it, at once and whatever they fork.
@@ -304,5 +322,26 @@ fn remove(path: &Path, depth: usize) -> io::Result<()> {
             fs::remove_dir(path)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_below_a_cgroup_does_not_lead_out_of_it() {
+        let cgroup = Cgroup {
+            path: "/c/web".into(),
+        };
+        for (path, below) in [
+            ("/", Some("/c/web")),
+            ("a/b", Some("/c/web/a/b")),
+            ("/a/./x/../b/", Some("/c/web/a/b")),
+            ("..", None),
+            ("a/../../web", None),
+        ] {
+            assert_eq!(cgroup.below(path), below.map(PathBuf::from), "{path}");
+        }
     }
 }

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::task::AbortHandle;
@@ -22,7 +23,7 @@ use crate::process::{Process, State};
 use crate::sandbox::{Reply, SandboxError};
 use crate::signal;
 use crate::spawn::{Maker, SpawnError, Spawning};
-use crate::stdio::ChildStdio;
+use crate::stdio::{ChildStdio, Meters};
 use crate::streams::Claim;
 
 /// Between two memory events of one container.
@@ -68,6 +69,8 @@ pub(crate) struct Member {
     pub(crate) spawning: Option<Spawning>,
     /// To be sent to the terminal's master when it comes.
     pub(crate) terminal: Option<Claim>,
+    /// How much it has put out.
+    pub(crate) outputs: Meters,
     /// Who waits for the present step.
     pub(crate) reply: Option<Reply<u32>>,
     /// Makes the process, which is not there yet.
@@ -85,6 +88,8 @@ pub(crate) struct Member {
 pub(crate) struct Waiting {
     pub(crate) plan: plan::Process,
     pub(crate) stdio: ChildStdio,
+    /// The cgroup that was asked for.
+    pub(crate) cgroup: Option<PathBuf>,
 }
 
 /// A container that is on its way out.
@@ -123,6 +128,7 @@ impl Member {
             waiting: None,
             spawning: None,
             terminal: None,
+            outputs: Meters::default(),
             reply: None,
             maker: None,
             killed: false,

@@ -18,7 +18,9 @@ use std::sync::Weak;
 
 use tokio::io::unix::AsyncFd;
 
+use crate::child::console;
 use crate::plan::WindowSize;
+use crate::sandbox::Window;
 
 /// The state of one process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,18 +132,25 @@ impl Process {
         in_step || self.is_alive()
     }
 
-    /// Sizes the terminal; false where there is none any more.
-    pub(crate) fn resize(&self, size: WindowSize) -> rustix::io::Result<bool> {
+    /// Sets the terminal's size, where it says something, and its mode; false where there is no terminal any more.
+    pub(crate) fn resize(&self, window: Window) -> rustix::io::Result<bool> {
         let Some(terminal) = self.terminal.as_ref().and_then(Weak::upgrade) else {
             return Ok(false);
         };
-        let size = rustix::termios::Winsize {
-            ws_row: size.height,
-            ws_col: size.width,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        rustix::termios::tcsetwinsize(terminal.get_ref(), size)?;
+        let master = terminal.get_ref();
+        if window.keep_newlines {
+            console::keep_newlines(master)?;
+        }
+        let WindowSize { width, height } = window.size;
+        if window.size != WindowSize::default() {
+            let size = rustix::termios::Winsize {
+                ws_row: height,
+                ws_col: width,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            };
+            rustix::termios::tcsetwinsize(master, size)?;
+        }
         Ok(true)
     }
 }

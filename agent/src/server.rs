@@ -15,7 +15,7 @@ use ttrpc::Code;
 use ttrpc::r#async::{ServerStreamSender, TtrpcContext};
 
 use crate::plan::WindowSize;
-use crate::sandbox::{Events, Handle, Key, Reply, Request, SandboxError};
+use crate::sandbox::{Events, Handle, Key, NewProcess, Reply, Request, SandboxError, Window};
 use crate::status::status;
 use crate::worker::Worker;
 use crate::{cpus, machine};
@@ -156,20 +156,20 @@ impl Agent for Server {
         _: &TtrpcContext,
         request: CreateProcessRequest,
     ) -> ttrpc::Result<Empty> {
-        let (size, streams) = (
-            size(request.size.as_ref()),
-            streams(request.streams.as_ref()),
-        );
+        let streams = streams(request.streams.as_ref());
+        let process = NewProcess {
+            size: size(request.size.as_ref()),
+            spec: request.process,
+            cgroup: request.cgroup,
+        };
         let key = Key {
             container: request.container_id,
             exec: request.exec_id,
         };
-        let process = request.process;
         self.order(|reply| Request::CreateProcess {
             key,
             process,
             streams,
-            size,
             reply,
         })
         .await
@@ -213,12 +213,15 @@ impl Agent for Server {
         _: &TtrpcContext,
         request: ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
-        let size = size(request.size.as_ref());
+        let window = Window {
+            size: size(request.size.as_ref()),
+            keep_newlines: request.keep_newlines,
+        };
         let key = Key {
             container: request.container_id,
             exec: request.exec_id,
         };
-        self.order(|reply| Request::Resize { key, size, reply })
+        self.order(|reply| Request::Resize { key, window, reply })
             .await
     }
 

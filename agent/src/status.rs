@@ -19,7 +19,9 @@ impl From<SandboxError> for ttrpc::Error {
             SandboxError::NoContainer(_) | SandboxError::NoProcess { .. } => Code::NOT_FOUND,
             SandboxError::Exists(_) => Code::ALREADY_EXISTS,
             SandboxError::State { .. } | SandboxError::NoNamespace(_) => Code::FAILED_PRECONDITION,
-            SandboxError::Id(_) | SandboxError::Plan(_) => Code::INVALID_ARGUMENT,
+            SandboxError::Id(_) | SandboxError::SubCgroup(_) | SandboxError::Plan(_) => {
+                Code::INVALID_ARGUMENT
+            }
             SandboxError::Limit(LimitError::Missing { .. }) => Code::INVALID_ARGUMENT,
             SandboxError::Limit(LimitError::Write { .. }) => Code::INTERNAL,
             SandboxError::Gone | SandboxError::Busy(_) | SandboxError::Worker(_) => {

@@ -14,7 +14,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use rustix::fs::{Gid, OFlags, Uid, fchown, fcntl_setfl};
 use rustix::net::{SendFlags, Shutdown, send, shutdown};
@@ -37,6 +38,33 @@ pub(crate) struct ChildStdio {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
+/// The reading end of an output's pipe, and how much has been taken out of it.
+#[derive(Debug)]
+pub(crate) struct OutputPipe {
+    pipe: AsyncFd<OwnedFd>,
+    taken: AtomicU64,
+}
+
+/// What a process's output has carried; for as long as its pipe is there.
+#[derive(Debug, Default)]
+pub(crate) struct Meter(Weak<OutputPipe>);
+
+/// Of both outputs of a process.
+#[derive(Debug, Default)]
+pub(crate) struct Meters {
+    pub(crate) stdout: Meter,
+    pub(crate) stderr: Meter,
+}
+
+impl Meter {
+    /// Bytes that have been written so far; none where the stream has ended, or there is none.
+    pub(crate) fn written(&self) -> Option<u64> {
+        let output = self.0.upgrade()?;
+        let waiting = rustix::io::ioctl_fionread(output.pipe.get_ref()).ok()?;
+        Some(output.taken.load(Ordering::Relaxed).saturating_add(waiting))
+    }
+}
+
 /// The streams that a process is to have.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
@@ -45,9 +73,9 @@ pub(crate) struct Claims {
     pub(crate) stderr: Option<Claim>,
 }
 
-/// Makes the pipes and starts their pumps. `owner` is the process's user outside its user namespace: what it has open it may reopen.
-pub(crate) fn pipes(claims: Claims, owner: (u32, u32)) -> io::Result<ChildStdio> {
-    let mut stdio = ChildStdio::default();
+/// Makes the pipes and starts their pumps; both outputs can be measured. `owner` is the process's user outside its user namespace: what it has open it may reopen.
+pub(crate) fn pipes(claims: Claims, owner: (u32, u32)) -> io::Result<(ChildStdio, Meters)> {
+    let (mut stdio, mut meters) = (ChildStdio::default(), Meters::default());
     if let Some(claim) = claims.stdin {
         let (process, ours) = pipe_with(PipeFlags::CLOEXEC)?;
         give(&process, owner)?;
@@ -55,18 +83,23 @@ pub(crate) fn pipes(claims: Claims, owner: (u32, u32)) -> io::Result<ChildStdio>
         tokio::spawn(pump_in(claim, ours));
         stdio.stdin = Some(process);
     }
-    for (claim, end) in [
-        (claims.stdout, &mut stdio.stdout),
-        (claims.stderr, &mut stdio.stderr),
+    for (claim, end, meter) in [
+        (claims.stdout, &mut stdio.stdout, &mut meters.stdout),
+        (claims.stderr, &mut stdio.stderr, &mut meters.stderr),
     ] {
         if let Some(claim) = claim {
             let (ours, process) = pipe_with(PipeFlags::CLOEXEC)?;
             give(&process, owner)?;
-            tokio::spawn(pump_out(claim, nonblocking(ours, Interest::READABLE)?));
+            let output = Arc::new(OutputPipe {
+                pipe: nonblocking(ours, Interest::READABLE)?,
+                taken: AtomicU64::new(0),
+            });
+            *meter = Meter(Arc::downgrade(&output));
+            tokio::spawn(pump_out(claim, output));
             *end = Some(process);
         }
     }
-    Ok(stdio)
+    Ok((stdio, meters))
 }
 
 /// Takes the master of a terminal and starts its pump, which alone keeps it open.
@@ -114,13 +147,13 @@ async fn pump_in(claim: Claim, pipe: AsyncFd<OwnedFd>) {
     }
 }
 
-async fn pump_out(claim: Claim, pipe: AsyncFd<OwnedFd>) {
+async fn pump_out(claim: Claim, output: Arc<OutputPipe>) {
     let Ok(socket) = claim.await else { return };
     let mut buffer = vec![0; BUFFER_SIZE];
     let mut reader_there = true;
     loop {
         let count = tokio::select! {
-            count = read(&pipe, &mut buffer) => count,
+            count = read(&output.pipe, &mut buffer) => count,
             gone = reader_gone(&socket), if reader_there => {
                 if gone {
                     return;
@@ -131,6 +164,9 @@ async fn pump_out(claim: Claim, pipe: AsyncFd<OwnedFd>) {
         };
         match count {
             Ok(count) if count > 0 => {
+                // Before anything else is waited for: what is neither in the pipe nor counted would be lost to the meter.
+                let taken = u64::try_from(count).unwrap_or(u64::MAX);
+                output.taken.fetch_add(taken, Ordering::Relaxed);
                 if write_all(&socket, &buffer[..count]).await.is_err() {
                     return;
                 }

@@ -185,17 +185,19 @@ impl Agent {
             .await
     }
 
-    /// Makes an exec from an OCI `process` object.
+    /// Makes an exec from an OCI `process` object, in a cgroup below the container's.
     pub(crate) async fn create_process(
         &self,
         key: &ProcessKey,
         process: Vec<u8>,
+        cgroup: Option<String>,
         streams: Streams,
     ) -> Result<(), AgentError> {
         let request = CreateProcessRequest {
             container_id: key.container.clone(),
             exec_id: key.exec.clone(),
             process,
+            cgroup,
             streams: MessageField::some(streams),
             ..Default::default()
         };
@@ -248,12 +250,12 @@ impl Agent {
             .await
     }
 
-    /// Sets the size of a process's terminal, in characters.
+    /// Sets the size of a process's terminal, in characters, 0 to leave it; with `keep_newlines` its line ends become plain ones.
     pub(crate) async fn resize_pty(
         &self,
         key: &ProcessKey,
-        width: u32,
-        height: u32,
+        (width, height): (u32, u32),
+        keep_newlines: bool,
     ) -> Result<(), AgentError> {
         let size = WindowSize {
             width,
@@ -264,6 +266,7 @@ impl Agent {
             container_id: key.container.clone(),
             exec_id: key.exec.clone(),
             size: MessageField::some(size),
+            keep_newlines,
             ..Default::default()
         };
         self.call(AGENT_QUICK, "ResizePty", &request, replies::done)

@@ -15,7 +15,7 @@ use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::ContainerFiles;
 use crate::spec::{Demand, HostPart};
 use crate::state::{ContainerRecord, Status, now_ns};
-use crate::stdio::Stdio;
+use crate::stdio::{LeftOutputs, Stdio};
 
 /// Execs one container may have at a time: a bound on what a caller that never deletes them can pile up.
 pub(crate) const EXECS_MAX: usize = 1024;
@@ -26,6 +26,8 @@ pub(crate) struct Container {
     pub(crate) bundle: PathBuf,
     pub(crate) init: Process,
     pub(crate) execs: BTreeMap<String, Process>,
+    /// Outputs of execs that are gone.
+    pub(crate) left_outputs: LeftOutputs,
     /// While they are in the share.
     pub(crate) files: Option<ContainerFiles>,
     /// Whether there has been a container.
@@ -60,6 +62,7 @@ impl Container {
             bundle,
             init: Process::new(stdio),
             execs: BTreeMap::new(),
+            left_outputs: LeftOutputs::default(),
             files: None,
             is_made: false,
             stand_in: None,

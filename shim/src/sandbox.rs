@@ -26,6 +26,7 @@ use crate::container::Container;
 use crate::deadlines::END_FOLLOWS;
 use crate::events::{Event, Events, Subscription};
 use crate::guest::budget::{LogBudget, Verdict};
+use crate::guest::events::Carried;
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::{ContainerFiles, Share};
@@ -328,13 +329,16 @@ impl Sandbox {
     }
 
     /// The agent's news of an exit.
-    fn on_exit(&mut self, key: &ProcessKey, exit: Exit) {
+    fn on_exit(&mut self, key: &ProcessKey, exit: Exit, carried: Carried) {
         let pid = self.pid(&key.container);
         // Whatever else a guest tells of is not worth a line.
         let Ok(process) = self.process_mut(key) else {
             return;
         };
         let starting = process.phase == Phase::Starting;
+        if let Some(streams) = &mut process.streams {
+            streams.owe(carried);
+        }
         if !process.stop(exit) {
             return;
         }

@@ -12,6 +12,8 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::shim_async::{Task, create_task};
 use protobuf::well_known_types::timestamp::Timestamp;
 use protobuf::{EnumOrUnknown, MessageField};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use crate::events::{packed, timestamp};
@@ -30,6 +32,18 @@ const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 /// The option of Create by which the command line says which process stands for a member of the sandbox: a
 /// [`StandIn`](crate::sandbox::StandIn), JSON.
 pub(crate) const STAND_IN: &str = "husk.sandbox.v1.StandIn";
+
+/// The type of an exec's process by which the command line says in which cgroup it is to be: an [`ExecIn`], JSON.
+pub(crate) const EXEC_IN: &str = "husk.sandbox.v1.ExecIn";
+
+/// See [`EXEC_IN`].
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct ExecIn {
+    /// Below the container's own.
+    pub(crate) cgroup: String,
+    /// An OCI `process` object.
+    pub(crate) process: serde_json::Value,
+}
 
 struct TaskService {
     sandbox: Handle,
@@ -87,7 +101,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::ExecProcessRequest,
     ) -> ttrpc::Result<api::Empty> {
-        self.sandbox.exec(exec_request(request)).await?;
+        self.sandbox.exec(exec_request(request)?).await?;
         Ok(api::Empty::new())
     }
 
@@ -247,10 +261,7 @@ fn key(container: String, exec: String) -> ProcessKey {
 fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateRequest> {
     let options = request.options.into_option().unwrap_or_default();
     let stand_in = match options.type_url.as_str() {
-        STAND_IN => Some(serde_json::from_slice(&options.value).map_err(|error| {
-            let text = format!("{STAND_IN} is not understood: {error}");
-            ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, text))
-        })?),
+        STAND_IN => Some(understood(STAND_IN, &options.value)?),
         _ => None,
     };
     Ok(CreateRequest {
@@ -267,17 +278,34 @@ fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateReques
     })
 }
 
-fn exec_request(request: api::ExecProcessRequest) -> ExecRequest {
-    ExecRequest {
+/// What the command line says in words of its own.
+fn understood<T: DeserializeOwned>(name: &str, json: &[u8]) -> ttrpc::Result<T> {
+    serde_json::from_slice(json).map_err(|error| {
+        let text = format!("{name} is not understood: {error}");
+        ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, text))
+    })
+}
+
+fn exec_request(request: api::ExecProcessRequest) -> ttrpc::Result<ExecRequest> {
+    let spec = request.spec.into_option().unwrap_or_default();
+    let (process, cgroup) = match spec.type_url.as_str() {
+        EXEC_IN => {
+            let given: ExecIn = understood(EXEC_IN, &spec.value)?;
+            (given.process.to_string().into_bytes(), Some(given.cgroup))
+        }
+        _ => (spec.value, None),
+    };
+    Ok(ExecRequest {
         key: key(request.id, request.exec_id),
-        process: request.spec.into_option().unwrap_or_default().value,
+        process,
+        cgroup,
         stdio: Stdio {
             terminal: request.terminal,
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
         },
-    }
+    })
 }
 
 fn state_response(key: ProcessKey, state: ProcessState) -> api::StateResponse {

@@ -13,8 +13,9 @@
 //! - the process closes its output: the outside descriptor is closed;
 //! - the outside reader goes away: the stream is closed, so that the process gets `EPIPE`.
 //!
-//! Backpressure is one chunk per stream here, then the guest's vsock credit. After the process has exited, what is on its way
-//! is delivered ([`ProcessStreams::drain`]); only a stream that stands still for [`DRAIN`] is given up.
+//! Backpressure is one chunk per stream here, then the guest's vsock credit. After the process has exited, what it has written is delivered
+//! ([`ProcessStreams::drain_owed`], for a container [`ProcessStreams::drain`]); only a stream that stands still is given up. What others in the guest
+//! write to it afterwards goes on until the container ends ([`LeftOutputs`]).
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -26,19 +27,24 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::deadlines::DRAIN;
+use crate::guest::events::Carried;
 use crate::vm::{Control, ControlError};
 
 mod console;
 mod end;
+mod output;
 mod outside;
 mod pump;
+mod screen;
 
 pub(crate) use console::Console;
 use end::End;
+pub(crate) use output::LeftOutputs;
+use output::{Kind, Output};
 use outside::Keeper;
 pub(crate) use outside::{Lender, Outside, OutsideError, lent_name};
-use pump::Progress;
+use screen::Screen;
+pub(crate) use screen::Window;
 
 /// What the caller of the Task API wants a process's streams to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,12 +80,8 @@ pub(crate) struct ProcessStreams {
     keeper: Option<Keeper>,
     lender: Option<Lender>,
     console: Option<Console>,
-}
-
-#[derive(Debug)]
-struct Output {
-    pump: JoinHandle<()>,
-    progress: Arc<Progress>,
+    /// Of a terminal.
+    screen: Option<Screen>,
 }
 
 /// The ids of one process's streams.
@@ -149,12 +151,13 @@ impl ProcessStreams {
             input: None,
             outputs: Vec::new(),
             keeper: outside.keeper,
-            lender: outside.lender,
             console: outside.console,
+            screen: outside.screen,
+            lender: outside.lender,
         };
         if let Some(id) = ids.terminal {
             let guest = Arc::new(connect(control, id).await?);
-            streams.add_output(guest.clone(), outside.stdout);
+            streams.add_output(Kind::Terminal, guest.clone(), outside.stdout);
             if let Some(from) = outside.stdin {
                 streams.input = Some(tokio::spawn(pump::keys(from, guest)));
             }
@@ -162,11 +165,11 @@ impl ProcessStreams {
         }
         if let Some(id) = ids.stdout {
             let guest = Arc::new(connect(control, id).await?);
-            streams.add_output(guest, outside.stdout);
+            streams.add_output(Kind::Stdout, guest, outside.stdout);
         }
         if let Some(id) = ids.stderr {
             let guest = Arc::new(connect(control, id).await?);
-            streams.add_output(guest, outside.stderr);
+            streams.add_output(Kind::Stderr, guest, outside.stderr);
         }
         if let Some(id) = ids.stdin {
             let guest = connect(control, id).await?;
@@ -177,10 +180,30 @@ impl ProcessStreams {
         Ok(streams)
     }
 
-    fn add_output(&mut self, guest: Arc<End>, to: Option<End>) {
-        let progress = Arc::new(Progress::default());
-        let pump = tokio::spawn(pump::output(guest, to, progress.clone()));
-        self.outputs.push(Output { pump, progress });
+    fn add_output(&mut self, kind: Kind, guest: Arc<End>, to: Option<End>) {
+        let is_lent = self.lender.is_some();
+        self.outputs.push(Output::start(kind, guest, to, is_lent));
+    }
+
+    /// How the terminal is shown now, if that is known.
+    pub(crate) fn window(&self) -> Option<Window> {
+        self.screen.as_ref().map(Screen::window)
+    }
+
+    /// The process has exited, and had put out so much.
+    pub(crate) fn owe(&mut self, carried: Carried) {
+        for output in &mut self.outputs {
+            output.owed = match output.kind {
+                Kind::Stdout => carried.stdout,
+                Kind::Stderr => carried.stderr,
+                Kind::Terminal => None,
+            };
+        }
+    }
+
+    /// What is left of others is delivered with it.
+    pub(crate) fn take_over(&mut self, mut other: Self) {
+        self.outputs.append(&mut other.outputs);
     }
 
     /// The process that lent its descriptors.
@@ -206,42 +229,28 @@ impl ProcessStreams {
         }
     }
 
-    /// Waits until all output is delivered. Gives up on a stream that stands still for [`DRAIN`], unless it is only
-    /// the outside that does not read and the process that lent its descriptors is alive.
+    /// Waits until all output of a container is delivered, which ends with its processes.
     pub(crate) async fn drain(mut self) {
         self.end_input();
         let lender = self.lender.take().map(Arc::new);
         let mut deliveries = JoinSet::new();
         for output in std::mem::take(&mut self.outputs) {
-            deliveries.spawn(output.deliver(lender.clone()));
+            deliveries.spawn(output.deliver_all(lender.clone()));
         }
         deliveries.join_all().await;
     }
-}
 
-impl Output {
-    async fn deliver(mut self, lender: Option<Arc<Lender>>) {
-        let mut moved = self.progress.moved();
-        while tokio::time::timeout(DRAIN, &mut self.pump).await.is_err() {
-            let now = self.progress.moved();
-            let may_wait = self.progress.waits_for_outside()
-                && lender.as_ref().is_some_and(|lender| lender.is_alive());
-            if now == moved && !may_wait {
-                tracing::warn!("an output stream stood still after its process had exited");
-                self.pump.abort();
-                return;
-            }
-            moved = now;
-        }
+    /// Waits until what the process has written is delivered. Returns the outputs that others have open.
+    pub(crate) async fn drain_owed(mut self) -> LeftOutputs {
+        self.end_input();
+        let lender = self.lender.take().map(Arc::new);
+        LeftOutputs::of(std::mem::take(&mut self.outputs), lender).await
     }
 }
 
 impl Drop for ProcessStreams {
     fn drop(&mut self) {
         self.end_input();
-        for output in &self.outputs {
-            output.pump.abort();
-        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! The user's terminal. The container's terminal is in the guest; ours only has to pass every byte through, which is what
 //! raw mode is for.
 //!
-//! Happy path: [`Terminal::open`] (it is one), [`Terminal::raw`], the container runs, the guard is dropped and the terminal is as before.
+//! Happy path: [`Terminal::find`] (there is one), [`Terminal::raw`], the container runs, the guard is dropped and the terminal is as before.
 //! Ways to fail: the descriptor is no terminal; it went away in between.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::termios::{
     OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr,
 };
@@ -14,11 +15,11 @@ use rustix::termios::{
 /// Why the terminal cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TerminalError {
-    /// The descriptor is a file, a pipe or a socket.
+    /// No standard stream is one, and there is none that controls this process.
     #[error(
-        "process.terminal is true but standard input is not a terminal; run husk on one, or set process.terminal to false"
+        "process.terminal is true but there is no terminal: neither standard error, output nor input is one, and /dev/tty cannot be opened"
     )]
-    NotATerminal,
+    None(#[source] io::Error),
     /// The terminal refused.
     #[error("cannot {action} the terminal")]
     Io {
@@ -43,13 +44,31 @@ pub(crate) struct RawMode<'a> {
 }
 
 impl Terminal {
-    /// The terminal behind `fd`.
-    pub(crate) fn open(fd: BorrowedFd<'_>) -> Result<Self, TerminalError> {
-        if !isatty(fd) {
-            return Err(TerminalError::NotATerminal);
+    /// The terminal that this process was called on. Some of its streams may lead elsewhere: the first of standard error, output and input
+    /// that is a terminal, else the controlling one.
+    pub(crate) fn find() -> Result<Self, TerminalError> {
+        let (error, output, input) = (io::stderr(), io::stdout(), io::stdin());
+        if let Some(found) = Self::first_of(&[error.as_fd(), output.as_fd(), input.as_fd()])? {
+            return Ok(found);
         }
-        let fd = fd.try_clone_to_owned().map_err(|e| failed("open", e))?;
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let fd = rustix::fs::open("/dev/tty", flags, Mode::empty())
+            .map_err(|e| TerminalError::None(e.into()))?;
         Ok(Self { fd })
+    }
+
+    /// The terminal on standard input, which a process in the background was given as its own.
+    pub(crate) fn given() -> Result<Self, TerminalError> {
+        let no_terminal = || TerminalError::None(io::ErrorKind::NotFound.into());
+        Self::first_of(&[io::stdin().as_fd()])?.ok_or_else(no_terminal)
+    }
+
+    fn first_of(streams: &[BorrowedFd<'_>]) -> Result<Option<Self>, TerminalError> {
+        let Some(found) = streams.iter().find(|fd| isatty(**fd)) else {
+            return Ok(None);
+        };
+        let fd = found.try_clone_to_owned().map_err(|e| failed("open", e))?;
+        Ok(Some(Self { fd }))
     }
 
     /// Its size in characters.
@@ -92,7 +111,6 @@ fn failed(action: &'static str, error: impl Into<io::Error>) -> TerminalError {
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::{Mode, OFlags};
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use rustix::termios::{LocalModes, OutputModes, tcsetwinsize};
 
@@ -108,10 +126,14 @@ mod tests {
         (control, user)
     }
 
+    fn opened(user: &OwnedFd) -> Terminal {
+        Terminal::first_of(&[user.as_fd()]).unwrap().unwrap()
+    }
+
     #[test]
     fn raw_mode_ends_with_its_guard() {
         let (_control, user) = pty();
-        let terminal = Terminal::open(user.as_fd()).unwrap();
+        let terminal = opened(&user);
         let before = tcgetattr(&user).unwrap();
         {
             let _raw = terminal.raw().unwrap();
@@ -136,16 +158,18 @@ mod tests {
             ws_ypixel: 0,
         };
         tcsetwinsize(&control, size).unwrap();
-        let seen = Terminal::open(user.as_fd()).unwrap().size().unwrap();
+        let seen = opened(&user).size().unwrap();
         assert_eq!((seen.ws_col, seen.ws_row), (111, 33));
     }
 
     #[test]
-    fn file_is_refused() {
+    fn the_first_stream_that_is_a_terminal_counts() {
         let file = tempfile::tempfile().unwrap();
-        assert!(matches!(
-            Terminal::open(file.as_fd()),
-            Err(TerminalError::NotATerminal)
-        ));
+        let (_control, user) = pty();
+        let found = Terminal::first_of(&[file.as_fd(), user.as_fd(), file.as_fd()]);
+        let name = |fd: BorrowedFd<'_>| rustix::termios::ttyname(fd, Vec::new()).unwrap();
+        let found = found.unwrap().unwrap();
+        assert_eq!(name(found.fd.as_fd()), name(user.as_fd()));
+        assert!(Terminal::first_of(&[file.as_fd()]).unwrap().is_none());
     }
 }

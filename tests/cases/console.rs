@@ -23,7 +23,9 @@ fn the_size_set_on_the_master_is_the_containers() {
     let mut terminal = console.terminal();
     terminal.resize(99, 33);
     engine.start();
-    terminal.read_until("33 99\r\n");
+    // Its first words: no change of size comes before them.
+    let first = terminal.read_until("33 99\r\n");
+    assert_eq!(first.lines().count(), 2, "{first}");
     terminal.read_until("ready\r\n");
     terminal.resize(55, 22);
     terminal.read_until("22 55\r\n");
@@ -42,6 +44,25 @@ fn keys_reach_the_container() {
     terminal.type_in("hello\r");
     terminal.read_until("<hello>\r\n");
     assert_eq!(process.wait(), 7);
+}
+
+#[test]
+fn lines_end_as_the_owner_of_the_master_wants_them() {
+    let engine = with_terminal("echo one; exec sleep 1000");
+    let console = engine.console();
+    let path = console.path.clone();
+    let _process = engine.make(&["create"], &["--console-socket", &path]);
+    let mut terminal = console.terminal();
+    terminal.keep_newlines();
+    engine.start();
+    assert_eq!(terminal.read_until("\n"), "one\n");
+    // An exec's terminal is another one.
+    let console = engine.console();
+    let path = console.path.clone();
+    let exec = engine.exec(&["--tty", "--console-socket", &path], &["echo", "two"]);
+    let mut terminal = console.terminal();
+    assert_eq!(terminal.read_until("\n"), "two\r\n");
+    assert_eq!(exec.wait(), 0);
 }
 
 #[test]

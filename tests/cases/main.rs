@@ -18,6 +18,7 @@ mod docker;
 mod engines;
 mod environment;
 mod events;
+mod exec;
 mod exit_status;
 mod features;
 mod files;

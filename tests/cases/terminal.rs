@@ -51,6 +51,35 @@ fn control_c_interrupts_the_program_inside() {
 }
 
 #[test]
+fn it_is_looked_for_on_all_streams() {
+    let runtime = Runtime::from_environment();
+    let bundle = Bundle::busybox()
+        .shell("test -t 0; echo on a terminal: $?; stty size; exit 3")
+        .with("/process/terminal", json!(true));
+    bundle.write();
+    let path = bundle.path().to_str().unwrap();
+    let run = |redirected: &str| {
+        let command = runtime.command(&["run", "--bundle", path, &Runtime::new_id()]);
+        let mut in_shell = std::process::Command::new("sh");
+        in_shell.args(["-c", &format!("exec \"$@\" {redirected}"), "sh"]);
+        in_shell.arg(command.get_program()).args(command.get_args());
+        in_shell
+    };
+    let mut terminal = Terminal::new(91, 31);
+    let mut child = terminal.command(&run("</dev/null")).spawn().unwrap();
+    terminal.read_until("on a terminal: 0\r\n31 91\r\n");
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    // Into a file go lines as the program ends them.
+    let file = bundle.path().join("out");
+    let all = format!("</dev/null >{} 2>/dev/null", file.display());
+    let mut child = terminal.command(&run(&all)).spawn().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.starts_with("on a terminal: 0\n"), "{text:?}");
+    assert!(!text.contains('\r'), "{text:?}");
+}
+
+#[test]
 fn a_terminal_is_asked_for_where_there_is_none() {
     let bundle = Bundle::busybox().with("/process/terminal", json!(true));
     let output = Runtime::from_environment().run(&bundle);

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::Command;
 
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcgetattr, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 /// Both ends of a pseudo-terminal.
 #[derive(Debug)]
@@ -63,6 +63,13 @@ impl Terminal {
             ws_ypixel: 0,
         };
         tcsetwinsize(&self.person, size).unwrap();
+    }
+
+    /// Whoever reads it wants line ends as they are written.
+    pub fn keep_newlines(&self) {
+        let mut mode = tcgetattr(&self.person).unwrap();
+        mode.output_modes.remove(OutputModes::ONLCR);
+        tcsetattr(&self.person, OptionalActions::Now, &mode).unwrap();
     }
 
     /// Types.

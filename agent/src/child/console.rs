@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fstatfs, open as open_file};
 use rustix::io::Errno;
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use super::mounts::{attach as attach_mount, clone_of};
 use super::root::Root;
@@ -31,12 +31,22 @@ pub(super) fn open(process: &Process, status: BorrowedFd<'_>) -> Result<OwnedFd,
         ws_ypixel: 0,
     };
     tcsetwinsize(&master, size).doing(|| "cannot size the terminal".to_owned())?;
+    if process.keep_newlines {
+        keep_newlines(&master).doing(|| "cannot set the terminal's mode".to_owned())?;
+    }
     // The group stays what the mount of /dev/pts says.
     fchown(&slave, Some(Uid::from_raw(process.uid)), None::<Gid>)
         .doing(|| "cannot own the terminal".to_owned())?;
     report::send(status, &Report::Terminal, Some(master.as_fd()))
         .doing(|| "cannot send the terminal".to_owned())?;
     Ok(slave)
+}
+
+/// The terminal of this master passes line ends on as they are.
+pub(crate) fn keep_newlines(master: &OwnedFd) -> Result<(), Errno> {
+    let mut mode = tcgetattr(master)?;
+    mode.output_modes.remove(OutputModes::ONLCR);
+    tcsetattr(master, OptionalActions::Now, &mode)
 }
 
 /// A container can put another file there, which would be no terminal of its own.

@@ -15,7 +15,7 @@
 
 #[expect(unsafe_code, reason = "clone3 and close_range have no safe wrappers")]
 mod clone;
-mod console;
+pub(crate) mod console;
 mod copy_up;
 mod devices;
 mod hooks;

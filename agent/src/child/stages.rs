@@ -30,7 +30,7 @@ pub(super) fn enter(
 ) -> Result<(), Failure> {
     let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
     let cgroup = open(&plan.cgroup, OFlags::PATH | directory, Mode::empty())
-        .doing(|| "cannot open the cgroup".to_owned())?;
+        .doing(|| format!("cannot open the cgroup {}", quoted(&plan.cgroup)))?;
     outer(plan)?;
     let cgroup_namespace = cgroup_namespace(&plan.entry)?;
     let fresh = join(&plan.entry, target.as_ref())?;

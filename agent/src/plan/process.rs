@@ -29,6 +29,8 @@ pub(crate) struct Process {
     pub(crate) schedule: Schedule,
     pub(crate) terminal: bool,
     pub(crate) size: WindowSize,
+    /// The terminal passes line ends on as they are.
+    pub(crate) keep_newlines: bool,
 }
 
 /// Columns and rows of a terminal, in characters.
@@ -114,6 +116,7 @@ pub(super) fn read(
         schedule: schedule::read(given)?,
         terminal: given.terminal().unwrap_or(false),
         size: size.or(console_size),
+        keep_newlines: false,
     })
 }
 
@@ -160,6 +163,16 @@ fn check_filter(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
         }
     }
     Ok(())
+}
+
+impl Process {
+    /// The terminal is to be like this; a size that says nothing is left.
+    pub(crate) fn take(&mut self, size: WindowSize, keep_newlines: bool) {
+        if size != WindowSize::default() {
+            self.size = size;
+        }
+        self.keep_newlines |= keep_newlines;
+    }
 }
 
 impl WindowSize {

@@ -1,7 +1,6 @@
 //! What can be asked of processes that are there.
 
-use super::{Key, Reply, Sandbox, SandboxError, answer, io, no_process, wrong_state};
-use crate::plan::WindowSize;
+use super::{Key, Reply, Sandbox, SandboxError, Window, answer, io, no_process, wrong_state};
 use crate::process::State;
 use crate::signal;
 
@@ -42,15 +41,22 @@ impl Sandbox {
         }
     }
 
-    pub(super) fn resize(&mut self, key: &Key, size: WindowSize) -> Result<(), SandboxError> {
+    pub(super) fn resize(&mut self, key: &Key, window: Window) -> Result<(), SandboxError> {
         let member = self
             .open(&key.container)?
             .members
-            .get(&key.exec)
+            .get_mut(&key.exec)
             .ok_or_else(|| no_process(key))?;
+        if let Some(waiting) = &mut member.waiting
+            && waiting.plan.terminal
+        {
+            // Its terminal is made with its start.
+            waiting.plan.take(window.size, window.keep_newlines);
+            return Ok(());
+        }
         let resized = member
             .process
-            .resize(size)
+            .resize(window)
             .map_err(|errno| SandboxError::Io {
                 doing: "cannot size the terminal",
                 source: errno.into(),

@@ -8,7 +8,8 @@ use agent_api::{StreamId, agent};
 use super::pause::check_thawed;
 use super::resources::tell_ignored;
 use super::{
-    Key, News, Reply, Sandbox, SandboxError, answer, check_id, io, no_process, send, wrong_state,
+    Key, NewProcess, News, Reply, Sandbox, SandboxError, answer, check_id, io, no_process, send,
+    wrong_state,
 };
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Member, Then, Waiting};
@@ -105,9 +106,8 @@ impl Sandbox {
     pub(super) fn create_process(
         &mut self,
         key: &Key,
-        process: &[u8],
+        process: NewProcess,
         streams: &agent::Streams,
-        size: WindowSize,
     ) -> Result<(), SandboxError> {
         check_id(&key.exec)?;
         let container = self.open(&key.container)?;
@@ -119,11 +119,22 @@ impl Sandbox {
             return Err(wrong_state(&Key::init(&key.container), init));
         }
         check_thawed(&key.container, container)?;
-        let plan = plan::exec(process, &container.template, size)?;
+        let cgroup = match process.cgroup {
+            None => None,
+            Some(path) => match container.cgroup.below(&path) {
+                None => return Err(SandboxError::SubCgroup(path)),
+                below => below,
+            },
+        };
+        let plan = plan::exec(&process.spec, &container.template, process.size)?;
         let owner = container.owner(&plan);
         let mut member = Member::new(State::Created);
         let stdio = self.streams(&mut member, &plan, owner, streams)?;
-        member.waiting = Some(Waiting { plan, stdio });
+        member.waiting = Some(Waiting {
+            plan,
+            stdio,
+            cgroup,
+        });
         self.open(&key.container)?
             .members
             .insert(key.exec.clone(), member);
@@ -148,7 +159,10 @@ impl Sandbox {
             stdout: claim(streams.stdout),
             stderr: claim(streams.stderr),
         };
-        stdio::pipes(claims, owner).map_err(io("cannot make the standard streams"))
+        let (stdio, outputs) =
+            stdio::pipes(claims, owner).map_err(io("cannot make the standard streams"))?;
+        member.outputs = outputs;
+        Ok(stdio)
     }
 
     pub(super) fn await_ready(&self, key: Key, mut spawning: Spawning) {
@@ -206,7 +220,9 @@ impl Sandbox {
         member.process.set_state(State::Creating);
         let plan = Plan {
             // A cgroup that the container has divided takes no processes itself.
-            cgroup: container.cgroup.current(init),
+            cgroup: waiting
+                .cgroup
+                .unwrap_or_else(|| container.cgroup.current(init)),
             entry: Entry::Join(namespaces),
             process: waiting.plan,
         };

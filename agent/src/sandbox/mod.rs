@@ -22,7 +22,7 @@ use std::time::{Instant, SystemTime};
 use agent_api::agent;
 use tokio::sync::{Semaphore, mpsc};
 
-pub(crate) use self::request::{Handle, Key, Reply, Request, SandboxError};
+pub(crate) use self::request::{Handle, Key, NewProcess, Reply, Request, SandboxError, Window};
 use crate::container::{Container, Member};
 use crate::log::warn;
 use crate::oom::OomWatch;
@@ -153,11 +153,8 @@ impl Sandbox {
                 key,
                 process,
                 streams,
-                size,
                 reply,
-            } => {
-                answer(reply, self.create_process(&key, &process, &streams, size));
-            }
+            } => answer(reply, self.create_process(&key, process, &streams)),
             Request::Start { key, reply } => self.start(&key, reply),
             Request::DeleteContainer { id, reply } => self.delete_container(&id, reply),
             Request::DeleteProcess { key, reply } => self.delete_process(&key, reply),
@@ -167,7 +164,7 @@ impl Sandbox {
                 all,
                 reply,
             } => answer(reply, self.signal(&key, signal, all)),
-            Request::Resize { key, size, reply } => answer(reply, self.resize(&key, size)),
+            Request::Resize { key, window, reply } => answer(reply, self.resize(&key, window)),
             Request::Pids { id, reply } => answer(reply, self.pids(&id)),
             Request::Processes { id, reply } => self.processes(&id, reply),
             Request::Pause { id, reply } => self.pause(&id, reply),
@@ -185,12 +182,18 @@ impl Sandbox {
     // === events ===
 
     fn publish_exit(&self, key: &Key, pid: i32, status: u32) {
+        let container = self.containers.get(&key.container);
+        let outputs = container
+            .and_then(|container| container.members.get(&key.exec))
+            .map(|member| &member.outputs);
         let exit = agent::Exit {
             container_id: key.container.clone(),
             exec_id: key.exec.clone(),
             pid: u32::try_from(pid).unwrap_or(0),
             status,
             at_ns: now_ns(),
+            stdout: outputs.and_then(|outputs| outputs.stdout.written()),
+            stderr: outputs.and_then(|outputs| outputs.stderr.written()),
             ..agent::Exit::default()
         };
         self.publish(agent::event::Kind::Exit(exit));

@@ -36,6 +36,24 @@ impl Key {
     }
 }
 
+/// A further process of a container.
+#[derive(Debug)]
+pub(crate) struct NewProcess {
+    /// An OCI `process` object, JSON.
+    pub(crate) spec: Vec<u8>,
+    pub(crate) size: WindowSize,
+    /// Below the container's own; none: where the first process is.
+    pub(crate) cgroup: Option<String>,
+}
+
+/// What a terminal is to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Window {
+    pub(crate) size: WindowSize,
+    /// ONLCR is cleared; else it is left.
+    pub(crate) keep_newlines: bool,
+}
+
 /// What can be asked.
 #[derive(Debug)]
 pub(crate) enum Request {
@@ -48,9 +66,8 @@ pub(crate) enum Request {
     },
     CreateProcess {
         key: Key,
-        process: Vec<u8>,
+        process: NewProcess,
         streams: agent::Streams,
-        size: WindowSize,
         reply: Reply<()>,
     },
     Start {
@@ -73,7 +90,7 @@ pub(crate) enum Request {
     },
     Resize {
         key: Key,
-        size: WindowSize,
+        window: Window,
         reply: Reply<()>,
     },
     Pids {
@@ -135,6 +152,8 @@ pub(crate) enum SandboxError {
     Worker(#[from] Busy),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    #[error("{0} is not a sub cgroup path")]
+    SubCgroup(String),
     #[error("the sandbox is shutting down")]
     Gone,
 }

@@ -2,7 +2,7 @@
 //!
 //! It is the container's own `process` with another command line, or a `process` object from a file.
 
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -46,8 +46,8 @@ pub(super) struct ExecArgs {
     /// Accepted; a command in a paused container waits for its end
     #[arg(long)]
     ignore_paused: bool,
-    /// Refused: a command is always in its container's cgroup
-    #[arg(long, value_name = "PATH")]
+    /// A cgroup below the container's own to run in, which is there; '/' is the container's. Without it, that of its first process
+    #[arg(long, value_name = "PATH", value_parser = cgroup)]
     cgroup: Option<String>,
     /// Be the process in the background; say so to this descriptor
     #[arg(long, value_name = "FD", hide = true)]
@@ -105,9 +105,6 @@ pub(super) fn run(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failur
 
 fn exec(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failure> {
     refuse_descriptors(args.preserve_fds)?;
-    if args.cgroup.is_some() {
-        return Err(anyhow!("--cgroup: a command is always in its container's cgroup").into());
-    }
     let state = record::state(options, &args.id)?;
     if !matches!(state.status, Status::Created | Status::Running) {
         return Err(anyhow!("cannot exec in a {} container: {}", state.status, args.id).into());
@@ -122,10 +119,10 @@ fn exec(options: &Options, args: &ExecArgs) -> Result<ExitCode, Failure> {
     if args.report_to.is_some() {
         session::enter(has_terminal)?;
     }
-    let terminal = if has_terminal {
-        Some(Terminal::open(std::io::stdin().as_fd())?)
-    } else {
-        None
+    let terminal = match (has_terminal, args.report_to) {
+        (false, _) => None,
+        (true, None) => Some(Terminal::find()?),
+        (true, Some(_)) => Some(Terminal::given()?),
     };
     block_on(live(options, args, json, terminal.as_ref()))
 }
@@ -139,9 +136,13 @@ fn in_background(
     let terminal = console::of_background(has_terminal, args.console_socket.as_deref())?;
     let process = session::file_of(process).context("cannot pass the process on")?;
     let path = session::path_of(process.as_raw_fd());
+    let mut words = vec!["--process".into(), path.into()];
+    if let Some(cgroup) = &args.cgroup {
+        words.push(format!("--cgroup={cgroup}").into());
+    }
     let background = Background {
         verb: "exec",
-        options: vec!["--process".into(), path.into()],
+        options: words,
         pid_file: args.pid_file.as_deref(),
         id: &args.id,
         kept: vec![process],
@@ -159,7 +160,8 @@ async fn live(
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let task = Task::connect(options, &args.id).await?.exec(&exec_id()?);
     let streams = Streams::own(terminal.is_some())?;
-    unless_ended(&mut signals, task.create_exec(process, streams))
+    let create = task.create_exec(process, args.cgroup.as_deref(), streams);
+    unless_ended(&mut signals, create)
         .await?
         .map_err(no_program)?;
     let status = attend(&task, terminal, &mut signals, || started(args)).await;
@@ -255,6 +257,16 @@ fn capability(text: &str) -> Result<Capability, String> {
     let name = name.strip_prefix("CAP_").unwrap_or(&name);
     name.parse()
         .map_err(|_| format!("there is no capability {text:?}"))
+}
+
+/// A hierarchy of version 2 has one path for all controllers.
+fn cgroup(text: &str) -> Result<String, String> {
+    match text.split_once(':') {
+        None => Ok(text.to_owned()),
+        Some((controllers, _)) => Err(format!(
+            "unknown controller {controllers}: a guest's cgroups are of version 2, and have one path"
+        )),
+    }
 }
 
 fn user(text: &str) -> Result<(u32, Option<u32>), String> {

@@ -57,7 +57,7 @@ pub(super) async fn accompany(
     terminal: Option<&Terminal>,
     signals: &mut Signals,
 ) -> Result<u32, Failure> {
-    // The terminal of an exec is made with its start.
+    // It may have changed while the program was started.
     if let Some(terminal) = terminal {
         resize(task, terminal).await;
     }

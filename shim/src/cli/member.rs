@@ -12,7 +12,6 @@
 //! too. Ways to fail: the sandbox is not there, or those of its supervisor; then nothing is left.
 
 use std::ffi::OsString;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -104,16 +103,17 @@ pub(super) fn stand(
     let mut options = options.clone();
     options.root = std::path::absolute(&options.root).context("cannot find the root")?;
     let pid_file = args.pid_file.as_deref().map(std::path::absolute);
-    if matches!(role, Role::Background { .. }) {
+    let in_background = matches!(role, Role::Background { .. });
+    if in_background {
         session::enter(has_terminal)?;
         // What it was given before is for nobody else.
         inherited::close_on_exec().context("cannot close descriptors")?;
         rustix::process::chdir("/").context("cannot leave the working directory")?;
     }
-    let terminal = if has_terminal {
-        Some(Terminal::open(std::io::stdin().as_fd())?)
-    } else {
-        None
+    let terminal = match (has_terminal, in_background) {
+        (false, _) => None,
+        (true, false) => Some(Terminal::find()?),
+        (true, true) => Some(Terminal::given()?),
     };
     let member = Member {
         options,

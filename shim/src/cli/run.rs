@@ -11,7 +11,6 @@
 //! this process: should that be killed, the container ends with it. Ways to fail: the bundle is wrong, no guest comes up, and those of
 //! [`foreground`]; nothing is left behind in any case.
 
-use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -63,7 +62,7 @@ pub(super) fn run(options: &Options, args: &RunArgs) -> Result<ExitCode, Failure
         return member::stand(options, &args.container, bundle, &sandbox, role);
     }
     let terminal = if bundle.host.terminal {
-        Some(Terminal::open(std::io::stdin().as_fd())?)
+        Some(Terminal::find()?)
     } else {
         None
     };

@@ -18,7 +18,7 @@ use crate::config::Options;
 use crate::deadlines::ORDER;
 use crate::inspect::InspectClient;
 use crate::sandbox::StandIn;
-use crate::service::STAND_IN;
+use crate::service::{EXEC_IN, ExecIn, STAND_IN};
 use crate::state::ProcessRef;
 use crate::stdio::lent_name;
 use crate::supervise::{self, StartError, Supervisor};
@@ -147,7 +147,7 @@ impl Task {
         let value = serde_json::to_vec(stand_in);
         let options = Any {
             type_url: STAND_IN.into(),
-            value: value.map_err(|e| TaskError::Lost(ttrpc::Error::Others(e.to_string())))?,
+            value: value.map_err(|error| unspoken(&error))?,
             ..Default::default()
         };
         self.create_with(bundle, streams, Some(options)).await
@@ -173,15 +173,24 @@ impl Task {
         Ok(reply.map_err(task_error)?.pid)
     }
 
-    /// Makes the exec of an OCI `process` object, JSON; its program waits for [`Task::start`].
+    /// Makes the exec of an OCI `process` object, JSON; its program waits for [`Task::start`]. `cgroup` is below the container's own.
     pub(super) async fn create_exec(
         &self,
         process: Vec<u8>,
+        cgroup: Option<&str>,
         streams: Streams,
     ) -> Result<(), TaskError> {
+        let in_cgroup = cgroup.map(|cgroup| exec_in(cgroup, &process)).transpose();
+        let (type_url, value) = match in_cgroup.map_err(|error| unspoken(&error))? {
+            Some(value) => (EXEC_IN, value),
+            None => (
+                "types.containerd.io/opencontainers/runtime-spec/1/Process",
+                process,
+            ),
+        };
         let spec = Any {
-            type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
-            value: process,
+            type_url: type_url.into(),
+            value,
             ..Default::default()
         };
         let request = api::ExecProcessRequest {
@@ -326,6 +335,18 @@ impl Task {
         let reply = self.client.shutdown(with_duration(ORDER), &request).await;
         reply.map(drop).map_err(task_error)
     }
+}
+
+fn exec_in(cgroup: &str, process: &[u8]) -> serde_json::Result<Vec<u8>> {
+    serde_json::to_vec(&ExecIn {
+        cgroup: cgroup.to_owned(),
+        process: serde_json::from_slice(process)?,
+    })
+}
+
+/// What cannot be put into a message.
+fn unspoken(error: &serde_json::Error) -> TaskError {
+    TaskError::Lost(ttrpc::Error::Others(error.to_string()))
 }
 
 /// For orders that wait for a guest: their deadlines are the supervisor's.

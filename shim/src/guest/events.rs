@@ -19,12 +19,23 @@ pub enum GuestEvent {
         status: u32,
         /// Nanoseconds since 1970, by the guest's clock.
         at_ns: u64,
+        /// What it had put out by then.
+        carried: Carried,
     },
     /// The guest's kernel killed a process of a container for memory.
     Oom {
         /// The container.
         container: String,
     },
+}
+
+/// Bytes that each output of a process had carried when it ended, all of its own among them; None: not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// Of standard output.
+    pub stdout: Option<u64>,
+    /// Of standard error.
+    pub stderr: Option<u64>,
 }
 
 /// What an event says.
@@ -52,6 +63,7 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
     let mut fields = Fields::of("an exit", bytes);
     let (mut container, mut exec) = ("", "");
     let (mut status, mut at_ns) = (0, 0);
+    let mut carried = Carried::default();
     while let Some(field) = fields.next_field()? {
         match field {
             (1, Value::Bytes(id)) => container = fields.name(id, limits::ID_MAX_BYTES)?,
@@ -61,6 +73,9 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
             (4, Value::Number(number)) => status = fields.short(number)?.min(STATUS_MAX),
             // A negative one is written as a very large one.
             (5, Value::Number(number)) => at_ns = number,
+            // A wrong one costs the wait for what does not come, which has an end.
+            (6, Value::Number(number)) => carried.stdout = Some(number),
+            (7, Value::Number(number)) => carried.stderr = Some(number),
             _ => return Err(fields.unknown()),
         }
     }
@@ -69,6 +84,7 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
         exec: exec.to_owned(),
         status,
         at_ns,
+        carried,
     })
 }
 
@@ -101,6 +117,7 @@ mod tests {
             pid: 7,
             status,
             at_ns,
+            stdout: Some(3),
             ..Default::default()
         };
         wire::Event {
@@ -118,6 +135,10 @@ mod tests {
             exec: "sh".into(),
             status: 137,
             at_ns: 5,
+            carried: Carried {
+                stdout: Some(3),
+                stderr: None,
+            },
         };
         assert_eq!(event(&exit_of("web", "sh", 137, 5)).unwrap(), exit);
         let oom = wire::Oom {

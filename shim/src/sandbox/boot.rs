@@ -290,13 +290,14 @@ pub(super) async fn forward(mut events: GuestEvents, handle: Handle, vm: Vm) {
                 exec,
                 status,
                 at_ns,
+                carried,
             } => {
                 let key = ProcessKey { container, exec };
                 // No exit is in the future, whatever the guest's clock says.
                 let at_ns = at_ns.min(now_ns());
                 let exit = Exit { status, at_ns };
                 handle.tell(move |sandbox| {
-                    sandbox.on_exit(&key, exit);
+                    sandbox.on_exit(&key, exit, carried);
                     drop(credit);
                 });
             }

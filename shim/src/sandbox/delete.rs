@@ -7,7 +7,7 @@ use crate::hooks;
 use crate::process::{Exit, Phase, ProcessKey};
 use crate::rootfs::ContainerFiles;
 use crate::state::Status;
-use crate::stdio::ProcessStreams;
+use crate::stdio::{LeftOutputs, ProcessStreams};
 
 /// What is left to say of a deleted process.
 #[derive(Clone, Copy, Debug)]
@@ -41,10 +41,7 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
             .ask(move |sandbox| sandbox.begin_delete(&key))
             .await??
     };
-    if let Some(streams) = begun.streams {
-        streams.drain().await;
-        tracing::debug!(process = %key, "its output is delivered");
-    }
+    let left = deliver(&key, begun.streams).await;
     let result = if begun.before == Phase::Unknown {
         undo::remove_in_guest(&begun.machine, &key).await;
         Ok(())
@@ -63,6 +60,7 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
     let (hooks, exit) = handle
         .ask(move |sandbox| {
             let hooks = sandbox.hooks(&key, Status::Stopped);
+            sandbox.keep_outputs(&key, left);
             (hooks, sandbox.end_delete(&key, failed))
         })
         .await?;
@@ -76,6 +74,22 @@ async fn delete(handle: Handle, key: ProcessKey) -> Result<Deleted, TaskError> {
         pid: begun.pid,
         exit,
     })
+}
+
+/// Delivers what a process has put out. The processes of a container end with its init; those that an exec has started live on, and may write on
+/// where it did.
+async fn deliver(key: &ProcessKey, streams: Option<ProcessStreams>) -> LeftOutputs {
+    let Some(streams) = streams else {
+        return LeftOutputs::default();
+    };
+    let left = if key.is_init() {
+        streams.drain().await;
+        LeftOutputs::default()
+    } else {
+        streams.drain_owed().await
+    };
+    tracing::debug!(process = %key, "its output is delivered");
+    left
 }
 
 /// With the VM gone, so is its half of the process.
@@ -111,7 +125,13 @@ impl Sandbox {
         let process = self.process_mut(key)?;
         process.phase = Phase::Deleting;
         // Output of a process that never ran is not waited for.
-        let streams = process.streams.take().filter(|_| before == Phase::Stopped);
+        let mut streams = process.streams.take().filter(|_| before == Phase::Stopped);
+        if key.is_init()
+            && let Some(streams) = &mut streams
+            && let Some(container) = self.containers.get_mut(&key.container)
+        {
+            streams.take_over(container.left_outputs.take());
+        }
         Ok(Begun {
             machine,
             pid,
@@ -119,6 +139,13 @@ impl Sandbox {
             streams,
             before,
         })
+    }
+
+    /// Without the container they are closed.
+    fn keep_outputs(&mut self, key: &ProcessKey, left: LeftOutputs) {
+        if let Some(container) = self.containers.get_mut(&key.container) {
+            container.left_outputs.add(left);
+        }
     }
 
     fn take_files(&mut self, container: &str) -> Option<ContainerFiles> {

@@ -17,6 +17,8 @@ pub(crate) struct ExecRequest {
     pub(crate) key: ProcessKey,
     /// An OCI `process` object, JSON.
     pub(crate) process: Vec<u8>,
+    /// Below the container's own; None: where its init process is.
+    pub(crate) cgroup: Option<String>,
     pub(crate) stdio: Stdio,
 }
 
@@ -42,7 +44,10 @@ async fn exec(handle: Handle, request: ExecRequest) -> Result<(), TaskError> {
     };
     let outside = Outside::open(&handle.storage, &stdio).await;
     let made = match outside {
-        Ok(outside) => make(&machine, ids, &key, process, outside).await,
+        Ok(outside) => {
+            let spec = (process, request.cgroup);
+            make(&machine, ids, &key, spec, outside).await
+        }
         Err(error) => Err(StdioError::from(error).into()),
     };
     let is_open = made.as_ref().is_err_and(TaskError::is_open);
@@ -61,12 +66,12 @@ async fn make(
     machine: &Machine,
     ids: Ids,
     key: &ProcessKey,
-    process: Vec<u8>,
+    (process, cgroup): (Vec<u8>, Option<String>),
     outside: Outside,
 ) -> Result<ProcessStreams, TaskError> {
     let agent = machine.agent().await?;
     let streams = ProcessStreams::open(&machine.vm.control, ids, outside).await?;
-    match agent.create_process(key, process, ids.into()).await {
+    match agent.create_process(key, process, cgroup, ids.into()).await {
         Ok(()) => Ok(streams),
         Err(e) => Err(machine.explain(e).await),
     }

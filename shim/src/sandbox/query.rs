@@ -134,7 +134,7 @@ impl Handle {
                 .await??
         };
         let agent = machine.agent().await?;
-        match agent.resize_pty(&key, width, height).await {
+        match agent.resize_pty(&key, (width, height), false).await {
             Ok(()) => Ok(()),
             Err(e) => Err(machine.explain(e).await),
         }

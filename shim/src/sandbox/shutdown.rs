@@ -179,6 +179,10 @@ impl Sandbox {
         containers
             .filter(|container| vm_ended || container.is_over())
             .flat_map(|container| {
+                let left = container.left_outputs.take();
+                if let Some(streams) = &mut container.init.streams {
+                    streams.take_over(left);
+                }
                 std::iter::once(&mut container.init).chain(container.execs.values_mut())
             })
             .filter_map(|process| {

@@ -8,6 +8,7 @@ use crate::hooks;
 use crate::network;
 use crate::process::{Phase, ProcessKey};
 use crate::state::Status;
+use crate::stdio::{ProcessStreams, Window};
 
 impl Handle {
     /// Starts a created process. Returns the pid to report for it.
@@ -17,13 +18,20 @@ impl Handle {
 }
 
 async fn start(handle: Handle, key: ProcessKey) -> Result<i32, TaskError> {
-    let (machine, pid) = {
+    let (machine, pid, window) = {
         let key = key.clone();
         handle
             .ask(move |sandbox| sandbox.begin_start(&key))
             .await??
     };
     let agent = machine.agent().await?;
+    if let Some(window) = window {
+        let size = (window.columns.into(), window.rows.into());
+        // A terminal that is not quite right is no reason not to start.
+        if let Err(error) = agent.resize_pty(&key, size, window.keep_newlines).await {
+            tracing::debug!(process = %key, %error, "its terminal is not as it is shown");
+        }
+    }
     let (started, phase) = match agent.start(&key).await {
         Ok(_guest_pid) => (Ok(()), Phase::Running),
         Err(e) => {
@@ -67,15 +75,25 @@ async fn stop(handle: &Handle, key: ProcessKey) {
 }
 
 impl Sandbox {
-    fn begin_start(&mut self, key: &ProcessKey) -> Result<(Machine, i32), TaskError> {
+    /// With the VM and the pid to report comes what the program is to find its terminal like.
+    fn begin_start(
+        &mut self,
+        key: &ProcessKey,
+    ) -> Result<(Machine, i32, Option<Window>), TaskError> {
         let machine = self.machine_for(key, &[Phase::Created])?;
         let pid = self.pid(&key.container);
         if matches!(self.reported_pid, ReportedPid::Supervisor(_)) && key.is_init() {
             // Engines may set up a network between create and start.
             network::check(pid)?;
         }
-        self.process_mut(key)?.phase = Phase::Starting;
-        Ok((machine, pid))
+        let process = self.process_mut(key)?;
+        process.phase = Phase::Starting;
+        let window = process.streams.as_ref().and_then(ProcessStreams::window);
+        Ok((
+            machine,
+            pid,
+            window.filter(|window| *window != Window::default()),
+        ))
     }
 
     /// Its exit may have come first; it then stays stopped. After a failed start it can be deleted, and when it is not known whether it has

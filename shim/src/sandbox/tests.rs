@@ -387,7 +387,7 @@ impl Fixture {
 
     async fn agent_reports(&self, key: ProcessKey, status: u32) {
         self.handle
-            .ask(move |sandbox| sandbox.on_exit(&key, exit(status)))
+            .ask(move |sandbox| sandbox.on_exit(&key, exit(status), Carried::default()))
             .await
             .unwrap();
     }
@@ -412,6 +412,7 @@ impl Fixture {
             .exec(ExecRequest {
                 key: exec_key(),
                 process: process.into(),
+                cgroup: None,
                 stdio: Stdio::default(),
             })
             .await
@@ -806,9 +807,9 @@ async fn a_sandbox_is_over_with_its_own_container() {
         .ask(|sandbox| {
             let host = HostPart::default();
             sandbox.begin_create(&request("side"), &host).unwrap();
-            sandbox.on_exit(&ProcessKey::init("side"), exit(0));
+            sandbox.on_exit(&ProcessKey::init("side"), exit(0), Carried::default());
             assert_eq!(*sandbox.life.borrow(), Life::Busy);
-            sandbox.on_exit(&web(), exit(0));
+            sandbox.on_exit(&web(), exit(0), Carried::default());
             assert_eq!(*sandbox.life.borrow(), Life::Over);
         })
         .await

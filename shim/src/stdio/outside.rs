@@ -15,7 +15,7 @@ use rustix::process::PidfdGetfdFlags;
 use tokio::io::Interest;
 
 use super::end::{Stored, has_hung_up};
-use super::{Console, End, Stdio};
+use super::{Console, End, Screen, Stdio};
 use crate::polled;
 use crate::state::ProcessRef;
 use crate::storage::{Storage, StorageError};
@@ -30,6 +30,7 @@ pub(crate) struct Outside {
     pub(super) keeper: Option<Keeper>,
     pub(super) lender: Option<Lender>,
     pub(super) console: Option<Console>,
+    pub(super) screen: Option<Screen>,
     storage: Storage,
 }
 
@@ -170,6 +171,9 @@ impl Outside {
         let fd = lender.take(fd)?;
         if self.terminal && direction == Direction::Input {
             self.console = Console::adopt(&fd)?;
+        }
+        if self.terminal && direction == Direction::Output {
+            self.screen = Some(Screen::of(&fd)?);
         }
         let end = self.adopt(fd, direction)?;
         self.lender = Some(lender);

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::watch;
 
 use super::end::End;
 
@@ -12,14 +14,28 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// What has become of an output so far.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    moved: AtomicU64,
+    /// Bytes.
+    delivered: watch::Sender<u64>,
     waits_for_outside: AtomicBool,
 }
 
 impl Progress {
-    /// A number that changes when bytes are delivered.
-    pub(super) fn moved(&self) -> u64 {
-        self.moved.load(Ordering::Relaxed)
+    /// Bytes that the outside has.
+    pub(super) fn delivered(&self) -> u64 {
+        *self.delivered.borrow()
+    }
+
+    /// Waits until it has so many.
+    pub(super) async fn reaches(&self, bytes: u64) {
+        let mut delivered = self.delivered.subscribe();
+        // The sender is here.
+        let _ = delivered.wait_for(|now| *now >= bytes).await;
+    }
+
+    fn count(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        self.delivered
+            .send_modify(|delivered| *delivered = delivered.saturating_add(bytes));
     }
 
     /// Whether there are bytes that the outside does not take.
@@ -55,7 +71,7 @@ pub(super) async fn keys(from: End, guest: Arc<End>) {
 pub(super) async fn output(guest: Arc<End>, to: Option<End>, progress: Arc<Progress>) {
     match to {
         Some(to) => log_unless_closed(copy(&guest, &to, Some(&progress)).await),
-        None => log_unless_closed(discard(&guest).await),
+        None => log_unless_closed(discard(&guest, &progress).await),
     }
 }
 
@@ -84,17 +100,17 @@ async fn deliver(to: &End, bytes: &[u8], progress: Option<&Progress>) -> io::Res
     progress.waits_for_outside.store(true, Ordering::Relaxed);
     to.write_all(bytes).await?;
     progress.waits_for_outside.store(false, Ordering::Relaxed);
-    progress.moved.fetch_add(1, Ordering::Relaxed);
+    progress.count(bytes.len());
     Ok(())
 }
 
-async fn discard(from: &End) -> io::Result<()> {
+async fn discard(from: &End, progress: &Progress) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         from.readable().await?;
         match from.read(&mut chunk).await {
             Ok(0) => return Ok(()),
-            Ok(_) => {}
+            Ok(length) => progress.count(length),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(e) => return Err(e),
         }

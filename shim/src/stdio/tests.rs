@@ -9,6 +9,7 @@ use tokio::io::Interest;
 use vmm_api::{Command, Message, Reply, Request};
 
 use super::*;
+use crate::deadlines::DRAIN;
 use crate::polled;
 use crate::state::ProcessRef;
 use crate::storage::Storage;
@@ -308,6 +309,163 @@ async fn output_that_never_ends_is_given_up_after_the_exit() {
     streams.drain().await;
     assert!((DRAIN..2 * DRAIN).contains(&before.elapsed()));
     drop(ends);
+}
+
+/// A stream whose process has exited and had written `owed`; others have it open.
+async fn exited(to: &Stdio, owed: Option<u64>) -> (ProcessStreams, UnixStream) {
+    let (mut streams, mut ends) = open(to).await;
+    streams.owe(Carried {
+        stdout: owed,
+        stderr: None,
+    });
+    (streams, ends.remove(0))
+}
+
+/// Its guest's end is written to until the host has closed it.
+async fn until_closed(mut end: UnixStream) -> io::Error {
+    blocking(move || {
+        loop {
+            if let Err(error) = end.write_all(b"more") {
+                return error;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_a_process_wrote_is_waited_for_and_not_what_its_children_do() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let (streams, mut end) = exited(&stdout_of(&writer), Some(3)).await;
+    drop(writer);
+    let draining = tokio::spawn(streams.drain_owed());
+    end.write_all(b"own").unwrap();
+    let mut left = LeftOutputs::default();
+    left.add(draining.await.unwrap());
+    end.write_all(b" child").unwrap();
+    let (mut reader, text) = blocking(move || {
+        let mut text = [0; 9];
+        reader.read_exact(&mut text).unwrap();
+        (reader, text)
+    })
+    .await;
+    assert_eq!(&text, b"own child");
+    // The container's end.
+    drop(end);
+    left.take().drain().await;
+    assert_eq!(blocking(move || reader.read(&mut [0])).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_process_that_wrote_nothing_is_not_waited_for() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let (streams, end) = exited(&stdout_of(&writer), Some(0)).await;
+    tokio::time::pause();
+    let before = tokio::time::Instant::now();
+    let left = streams.drain_owed().await;
+    assert_eq!(before.elapsed(), std::time::Duration::ZERO);
+    drop(left);
+    tokio::time::resume();
+    until_closed(end).await;
+}
+
+#[tokio::test]
+async fn a_fifo_is_closed_after_what_is_owed_and_the_writer_lives_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stdout");
+    make_fifo(&path);
+    let stdio = Stdio {
+        stdout: path.to_str().unwrap().to_owned(),
+        ..Stdio::default()
+    };
+    let (streams, mut end) = exited(&stdio, Some(3)).await;
+    let reader = std::fs::File::from(open_fifo(&path, OFlags::RDONLY));
+    end.write_all(b"own").unwrap();
+    let left = streams.drain_owed().await;
+    assert_eq!(blocking(move || read_all(reader)).await, b"own");
+    let writing = blocking(move || end.write_all(&pattern()).map(|()| end));
+    let end = writing.await.unwrap();
+    drop(left);
+    until_closed(end).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_lies_of_what_was_written_is_given_up() {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let (streams, mut end) = exited(&stdout_of(&writer), Some(u64::MAX)).await;
+    drop(writer);
+    let taking = blocking(move || io::copy(&mut reader, &mut io::sink()));
+    tokio::time::pause();
+    let before = tokio::time::Instant::now();
+    let writing = async {
+        loop {
+            if end.write_all(b"x").is_err() {
+                return;
+            }
+            tokio::time::sleep(DRAIN / 2).await;
+        }
+    };
+    let left = tokio::select! {
+        left = streams.drain_owed() => left,
+        () = writing => panic!("the stream is closed"),
+    };
+    assert!(before.elapsed() < DRAIN * 10, "{:?}", before.elapsed());
+    tokio::time::resume();
+    drop((left, end));
+    taking.await.unwrap();
+}
+
+#[tokio::test]
+async fn only_so_many_outputs_outlive_their_processes() {
+    let (_reader, writer) = io::pipe().unwrap();
+    let mut left = LeftOutputs::default();
+    let mut ends = Vec::new();
+    for _ in 0..=output::LEFT_MAX {
+        let (streams, end) = exited(&stdout_of(&writer), Some(0)).await;
+        left.add(streams.drain_owed().await);
+        ends.push(end);
+    }
+    until_closed(ends.remove(0)).await;
+    ends.remove(0).write_all(b"x").unwrap();
+}
+
+#[tokio::test]
+async fn a_terminal_is_shown_as_its_owner_wants_it() {
+    let terminal = |stdout: &str| Stdio {
+        terminal: true,
+        stdout: stdout.to_owned(),
+        ..Stdio::default()
+    };
+    let window = async |stdio: &Stdio| open(stdio).await.0.window();
+    let (_reader, writer) = io::pipe().unwrap();
+    let shown = window(&terminal(&lent(&writer))).await.unwrap();
+    assert!(shown.keep_newlines);
+    assert_eq!(window(&terminal("")).await, None);
+
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY;
+    let master = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags).unwrap();
+    let (streams, _ends) = open(&terminal(&lent(&slave))).await;
+    assert_eq!(streams.window().unwrap(), Window::default());
+    let mut mode = rustix::termios::tcgetattr(&master).unwrap();
+    mode.output_modes
+        .remove(rustix::termios::OutputModes::ONLCR);
+    let now = rustix::termios::OptionalActions::Now;
+    rustix::termios::tcsetattr(&master, now, &mode).unwrap();
+    let size = rustix::termios::Winsize {
+        ws_col: 99,
+        ws_row: 33,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(&master, size).unwrap();
+    let expected = Window {
+        columns: 99,
+        rows: 33,
+        keep_newlines: true,
+    };
+    assert_eq!(streams.window().unwrap(), expected);
 }
 
 #[tokio::test]

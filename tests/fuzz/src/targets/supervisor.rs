@@ -66,9 +66,14 @@ pub(crate) fn events(bytes: &[u8]) {
                 exec,
                 status,
                 at_ns,
+                carried,
             }),
         ) => {
             assert_eq!((container, exec), (wanted.container_id, wanted.exec_id));
+            assert_eq!(
+                (carried.stdout, carried.stderr),
+                (wanted.stdout, wanted.stderr)
+            );
             assert_eq!(
                 (status, at_ns),
                 (wanted.status.min(255), wanted.at_ns.cast_unsigned())
