@@ -252,8 +252,8 @@ fn memory_that_the_engine_binds_at_dev_shm_is_of_its_size_and_shared() {
         let bundle = Bundle::busybox().shell(script);
         bundle.bind(mounts.0.path(), "/dev/shm", &["rbind", "rw"])
     };
-    let script = "df -k /dev/shm | tail -n 1 | awk '{ print $2 }'; head -c 80M /dev/zero >/dev/shm/large; \
-        wc -c </dev/shm/large; rm /dev/shm/large; echo one >/dev/shm/of-one; until cat /dev/shm/of-two; do sleep 0.1; done; sleep 1000";
+    let script = "df -k /dev/shm | tail -n 1 | awk '{ print $2 }'; dd if=/dev/zero of=/dev/shm/large bs=1M count=80 2>/dev/null; \
+        stat -c %s /dev/shm/large; rm /dev/shm/large; echo one >/dev/shm/of-one; until cat /dev/shm/of-two; do sleep 0.1; done; sleep 1000";
     let pod = Engine::of(with_memory(script));
     let _ = pod.make(&["run", "--detach"], &[]);
     pod.await_output("204800\n83886080\n");
