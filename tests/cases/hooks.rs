@@ -106,6 +106,30 @@ fn one_before_the_program_has_its_environment() {
 }
 
 #[test]
+fn one_after_the_start_can_stop_a_container_of_version_1_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let bad = json!([{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]);
+    let hooks = json!({"poststart": bad, "poststop": hook(log.to_str().unwrap(), "poststop")});
+    let bundle = Bundle::busybox()
+        .args(&["sleep", "1000"])
+        .with("/ociVersion", json!("1.3.0"))
+        .with("/hooks", hooks);
+    let engine = Engine::of(bundle);
+    let path = engine.bundle().path().to_str().unwrap().to_owned();
+    let before = Remains::seen();
+    let words = ["run", "--detach", "--bundle", &path, &engine.id];
+    let status = engine.command(&words).status().unwrap();
+    assert!(!status.success());
+    let errors = engine.errors();
+    assert!(errors.contains("hook #0: "), "{errors}");
+    if Runtime::is_husk() {
+        assert_eq!(fs::read_to_string(&log).unwrap(), "poststop stopped\n");
+    }
+    before.assert_nothing_new(&engine.id, &engine.runtime.root());
+}
+
+#[test]
 fn a_failing_one_leaves_no_container() {
     let hook = json!([{"path": "/bin/sh", "args": ["sh", "-c", "exit 3"]}]);
     let bundle = Bundle::busybox().with("/hooks", json!({"createRuntime": hook}));

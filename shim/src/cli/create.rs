@@ -18,7 +18,7 @@ use super::foreground::{block_on, no_program, unless_ended, write_pid};
 use super::member::{self, Role};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::{Failure, console};
+use super::{Failure, console, delete};
 use crate::config::Options;
 use crate::supervise::{self, StartArgs};
 
@@ -57,10 +57,30 @@ pub(super) fn in_background(
         Some(slave) => Streams::terminal(slave.as_raw_fd())?,
         None => Streams::own(false)?,
     };
-    block_on(create(options, args, &bundle, streams, start))?;
+    block_on(create(options, args, &bundle, streams))?;
     // The supervisor has it by now.
     drop::<Option<OwnedFd>>(terminal);
+    if start {
+        start_created(options, &args.id)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One that does not start is removed, and the hooks that it is owed are run.
+fn start_created(options: &Options, id: &str) -> Result<(), Failure> {
+    let started = block_on(async {
+        let mut signals = Signals::catch().context("cannot catch signals")?;
+        let task = Task::connect(options, id).await?;
+        unless_ended(&mut signals, task.start())
+            .await?
+            .map_err(no_program)
+    });
+    if started.is_err()
+        && let Err(failure) = delete::by_force(options, id)
+    {
+        tracing::warn!("it is not removed: {:#}", failure.error);
+    }
+    started.map(drop)
 }
 
 async fn create(
@@ -68,7 +88,6 @@ async fn create(
     args: &ContainerArgs,
     bundle: &Bundle,
     streams: Streams,
-    start: bool,
 ) -> Result<(), Failure> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
     let supervisor = StartArgs {
@@ -83,11 +102,6 @@ async fn create(
         let pid = unless_ended(&mut signals, task.create(&bundle.path, streams)).await?;
         let pid = pid.map_err(no_program)?;
         write_pid(args.pid_file.as_deref(), pid)?;
-        if start {
-            unless_ended(&mut signals, task.start())
-                .await?
-                .map_err(no_program)?;
-        }
         Ok(())
     };
     let made: Result<(), Failure> = made.await;

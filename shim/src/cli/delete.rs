@@ -27,6 +27,15 @@ pub(super) struct DeleteArgs {
     id: String,
 }
 
+/// Removes the container, whatever it does.
+pub(super) fn by_force(options: &Options, id: &str) -> Result<ExitCode, Failure> {
+    let args = DeleteArgs {
+        force: true,
+        id: id.to_owned(),
+    };
+    run(options, &args)
+}
+
 /// Removes it.
 pub(super) fn run(options: &Options, args: &DeleteArgs) -> Result<ExitCode, Failure> {
     let state = match StateDir::open(&options.root, &args.id) {
