@@ -25,7 +25,7 @@ fn an_agent_that_never_answers_is_given_up() {
     // The probe as /init sleeps for ever.
     initrd_with(&fs::read(env!("CARGO_BIN_EXE_probe")).unwrap(), &initrd);
     let runtime = Runtime::from_environment()
-        .configured(&format!("initrd = {initrd:?}\nagent_timeout_s = 10\n"));
+        .configured(&format!("initrd = {initrd:?}\nagent_timeout_s = 30\n"));
     let output = runtime.run(&Bundle::busybox());
     assert_eq!(output.status, 1, "{output:?}");
     let errors = output.errors();
