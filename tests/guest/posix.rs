@@ -35,7 +35,7 @@ pub(crate) const ALL: &[Check] = &[
 ];
 
 /// Entries of the directory that shrinks, more than the server reads at once.
-const ENTRIES: usize = 700;
+const ENTRIES: usize = 450;
 
 fn shrinking() -> Result<()> {
     for number in 0..ENTRIES {
