@@ -145,11 +145,7 @@ fn exchange() -> Result<()> {
 
 fn holes() -> Result<()> {
     const MIB: u64 = 1 << 20;
-    let file = OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .open("holes")?;
+    let file = File::create_new("holes")?;
     file.set_len(4 * MIB)?;
     file.write_all_at(&vec![b'x'; 1 << 16], 2 * MIB)?;
     file.sync_all()?;
@@ -167,11 +163,7 @@ fn holes() -> Result<()> {
 }
 
 fn allocate() -> Result<()> {
-    let file = OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .open("allocated")?;
+    let file = File::create_new("allocated")?;
     let call = |mode, at, length| rustix::fs::fallocate(&file, mode, at, length);
     call(FallocateFlags::empty(), 0, 1 << 16)?;
     let found = file.metadata()?;
@@ -208,11 +200,7 @@ fn copy_range() -> Result<()> {
 
 fn large() -> Result<()> {
     const AT: u64 = (5 << 30) + 17;
-    let file = OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .open("large")?;
+    let file = File::create_new("large")?;
     file.write_all_at(b"far", AT)?;
     ensure!(
         file.metadata()?.len() == AT + 3,
@@ -437,11 +425,7 @@ fn statistics() -> Result<()> {
 }
 
 fn mapped_for_the_host() -> Result<()> {
-    let file = OpenOptions::new()
-        .create_new(true)
-        .read(true)
-        .write(true)
-        .open("mapped")?;
+    let file = File::create_new("mapped")?;
     file.set_len(8192)?;
     mapping::with(&file, 8192, true, |bytes| {
         bytes.set(0, b'a');

@@ -282,6 +282,42 @@ fn all(client: &mut Client, inode: u64, operations: &[(&'static str, u32, Vec<u8
     assert!(errors.is_empty(), "{errors:?}");
 }
 
+/// What is asked of a file that is open, with a name or without one, up to its release.
+fn of_an_open_file(client: &mut Client, file: u64, handle: u64) {
+    all(
+        client,
+        file,
+        &[
+            (
+                "fsync",
+                op::FSYNC,
+                [longs(&[handle]), words(&[0, 0])].concat(),
+            ),
+            (
+                "fallocate",
+                op::FALLOCATE,
+                [longs(&[handle, 0, 8192]), words(&[0, 0])].concat(),
+            ),
+            (
+                "lseek",
+                op::LSEEK,
+                [longs(&[handle, 0]), words(&[3, 0])].concat(),
+            ),
+            (
+                "copy_file_range",
+                op::COPY_FILE_RANGE,
+                longs(&[handle, 0, file, handle, 4096, 4, 0]),
+            ),
+            ("truncate", op::SETATTR, setattr(1 << 3, 0)),
+            (
+                "release",
+                op::RELEASE,
+                [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat(),
+            ),
+        ],
+    );
+}
+
 fn whole_files(client: &mut Client, rootfs: u64) {
     let (file, handle) = client.create(rootfs, "a").unwrap();
     let write = |flags| {
@@ -308,38 +344,13 @@ fn whole_files(client: &mut Client, rootfs: u64) {
             ("read", op::READ, read),
             ("flush", op::FLUSH, longs(&[handle, 0, 0])),
             (
-                "fsync",
-                op::FSYNC,
-                [longs(&[handle]), words(&[0, 0])].concat(),
-            ),
-            (
                 "fdatasync",
                 op::FSYNC,
                 [longs(&[handle]), words(&[1, 0])].concat(),
             ),
-            (
-                "fallocate",
-                op::FALLOCATE,
-                [longs(&[handle, 0, 8192]), words(&[0, 0])].concat(),
-            ),
-            (
-                "lseek",
-                op::LSEEK,
-                [longs(&[handle, 0]), words(&[3, 0])].concat(),
-            ),
-            (
-                "copy_file_range",
-                op::COPY_FILE_RANGE,
-                longs(&[handle, 0, file, handle, 4096, 4, 0]),
-            ),
-            ("truncate", op::SETATTR, setattr(1 << 3, 0)),
-            (
-                "release",
-                op::RELEASE,
-                [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat(),
-            ),
         ],
     );
+    of_an_open_file(client, file, handle);
     let direct = libc::O_RDONLY.cast_unsigned();
     let opened = client.ask(op::OPEN, file, &words(&[direct, 0])).unwrap();
     let handle = u64_at(&opened, 0);
@@ -370,36 +381,11 @@ fn unnamed_files(client: &mut Client, rootfs: u64) {
             ("chmod", op::SETATTR, setattr(1, 0o600)),
             ("chown", op::SETATTR, setattr(1 << 1, 0)),
             ("times", op::SETATTR, setattr(1 << 5, 0)),
-            (
-                "fallocate",
-                op::FALLOCATE,
-                [longs(&[handle, 0, 8192]), words(&[0, 0])].concat(),
-            ),
-            (
-                "lseek",
-                op::LSEEK,
-                [longs(&[handle, 0]), words(&[3, 0])].concat(),
-            ),
-            (
-                "copy_file_range",
-                op::COPY_FILE_RANGE,
-                longs(&[handle, 0, file, handle, 4096, 4, 0]),
-            ),
-            ("truncate", op::SETATTR, setattr(1 << 3, 0)),
             ("statfs", op::STATFS, Vec::new()),
-            (
-                "fsync",
-                op::FSYNC,
-                [longs(&[handle]), words(&[0, 0])].concat(),
-            ),
             ("listxattr", op::LISTXATTR, words(&[100, 0])),
-            (
-                "release",
-                op::RELEASE,
-                [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat(),
-            ),
         ],
     );
+    of_an_open_file(client, file, handle);
     let linked = client.ask(op::LINK, rootfs, &named(&longs(&[file]), "unnamed once"));
     assert!(linked.is_ok(), "{linked:?}");
     client.tell(op::FORGET, file, &longs(&[1]));
