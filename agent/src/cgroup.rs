@@ -1,6 +1,4 @@
 //! The cgroup of a container (version 2): made, limited, killed, emptied, removed.
-//!
-//! libcgroups makes the device rules into their BPF program; it is called in the child only.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -8,9 +6,6 @@ use std::future::Future;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use libcgroups::v2::devices::Devices;
-use libcgroups::v2::devices::controller::DevicesControllerError;
-use oci_spec::runtime::LinuxDeviceCgroup;
 use tokio::io::Interest;
 
 use crate::plan::{Limit, Limits, Present};
@@ -256,14 +251,6 @@ fn set(path: &Path, limit: &Limit) -> Result<(), LimitError> {
         value,
         source,
     })
-}
-
-/// Loads and attaches the program of the device rules.
-pub(crate) fn allow_devices(
-    path: &Path,
-    rules: &[LinuxDeviceCgroup],
-) -> Result<(), DevicesControllerError> {
-    Devices::apply_devices(path, &Some(rules.to_vec()))
 }
 
 /// Makes the cgroup that all containers are in.

@@ -7,6 +7,8 @@ mod child;
 mod cmdline;
 mod container;
 mod cpus;
+#[expect(unsafe_code, reason = "bpf has no safe wrapper")]
+mod device_rules;
 #[expect(unsafe_code, reason = "ioctls of the random device")]
 mod entropy;
 mod init;

@@ -7,7 +7,6 @@ use std::path::Path;
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::clone::{self, Side, clone_sibling};
 use super::mask::Covers;
@@ -16,6 +15,7 @@ use super::{
     root, schedule, user,
 };
 use crate::cgroup::{self, LimitError};
+use crate::device_rules;
 use crate::network;
 use crate::plan::{
     Container, Entry, IdMap, IdMaps, Limits, Namespaces, Plan, Process, Schedule, TimeOffset,
@@ -93,7 +93,6 @@ fn outer(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loading a device program raises this process's limit on locked memory, which the container would inherit.
 fn limit(cgroup: &Path, limits: &Limits) -> Result<(), Failure> {
     let failure = |message| Failure {
         kind: FailureKind::SetUp,
@@ -108,11 +107,8 @@ fn limit(cgroup: &Path, limits: &Limits) -> Result<(), Failure> {
     let Some(devices) = &limits.devices else {
         return Ok(());
     };
-    let memlock = getrlimit(Resource::Memlock);
-    cgroup::allow_devices(cgroup, devices)
-        .map_err(|error| failure(format!("cannot set linux.resources.devices: {error}")))?;
-    setrlimit(Resource::Memlock, memlock).doing(|| "cannot restore a resource limit".to_owned())?;
-    Ok(())
+    device_rules::set(cgroup, devices)
+        .map_err(|error| failure(format!("cannot set linux.resources.devices: {error}")))
 }
 
 /// Joins what is there already; the namespaces that are left are to be made by the clone.
