@@ -2,7 +2,7 @@
 
 use harness::{Bundle, Runtime};
 
-const RUNS: usize = 10;
+const RUNS: usize = 3;
 
 #[test]
 fn run_after_run_leaves_nothing() {

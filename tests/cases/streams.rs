@@ -23,9 +23,9 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn output_of_64_mib_is_intact() {
+fn output_of_16_mib_is_intact() {
     let bundle = Bundle::busybox().args(&["cat", "/data"]);
-    let data = pattern(64 * MIB);
+    let data = pattern(16 * MIB);
     std::fs::write(bundle.rootfs().join("data"), &data).unwrap();
     let output = Runtime::from_environment().run(&bundle);
     output.assert_status(0);
@@ -37,8 +37,8 @@ fn output_of_64_mib_is_intact() {
 }
 
 #[test]
-fn input_of_64_mib_is_intact() {
-    let data = pattern(64 * MIB);
+fn input_of_16_mib_is_intact() {
+    let data = pattern(16 * MIB);
     let bundle = Bundle::busybox().args(&["cat"]);
     let output = Runtime::from_environment().run_with_input(&bundle, &data);
     output.assert_status(0);
