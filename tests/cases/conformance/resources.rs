@@ -57,16 +57,24 @@ fn a_device_where_another_file_is_is_refused() {
 
 #[test]
 fn device_rules_are_applied_in_the_listed_order() {
-    let rule = |allow, minor| json!({"allow": allow, "type": "c", "major": 1, "minor": minor, "access": "rw"});
+    let rule = |allow, minor, access| json!({"allow": allow, "type": "c", "major": 1, "minor": minor, "access": access});
     let bundle = Bundle::busybox()
         .shell(
-            "mknod /tmp/kmsg c 1 11; mknod /tmp/port c 1 4; echo x >/tmp/kmsg && echo allowed; \
-             head -c 1 /tmp/port 2>&1 | grep -o 'Operation not permitted'",
+            "mknod /tmp/kmsg c 1 11; mknod /tmp/port c 1 4; : <>/tmp/kmsg && echo allowed; \
+             (: <>/tmp/port) 2>&1 | grep -o 'Operation not permitted'",
         )
-        .capabilities(&["CAP_MKNOD", "CAP_SYS_RAWIO"])
+        .capabilities(&["CAP_MKNOD", "CAP_SYS_RAWIO", "CAP_SYSLOG"])
         .with(
             "/linux/resources/devices",
-            json!([{"allow": false, "access": "rwm"}, rule(true, 11), rule(true, 4), rule(false, 4)]),
+            json!([
+                {"allow": false, "access": "rwm"},
+                // What they allow adds up.
+                rule(true, 11, "r"),
+                rule(true, 11, "w"),
+                // One access of two is denied again.
+                rule(true, 4, "rw"),
+                rule(false, 4, "w"),
+            ]),
         );
     run(&bundle).assert_prints("allowed\nOperation not permitted\n");
 }
