@@ -13,11 +13,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::sched::CloneFlags;
+use oci_spec::runtime::LinuxNamespaceType;
 
-use crate::spec::SpecError;
+use crate::spec::{Shared, SpecError};
 
 /// The interface that every namespace has.
 const LOOPBACK: &[u8] = b"lo";
+
+/// That of the calling thread.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// What is to be done about a network that a guest does not have.
 const REMEDY: &str = "a guest has no network but loopback; use a network of the kind none";
@@ -32,7 +36,7 @@ impl Namespace {
         let failed = |source| unreadable(path, source);
         let namespace = Self(File::open(path).map_err(failed)?);
         let metadata = namespace.0.metadata().map_err(failed)?;
-        if (metadata.dev(), metadata.ino()) == identity(Path::new("/proc/thread-self/ns/net"))? {
+        if (metadata.dev(), metadata.ino()) == identity(Path::new(OWN))? {
             return Err(SpecError::Refused {
                 what: "the host's network namespace".to_owned(),
                 why: REMEDY,
@@ -95,10 +99,21 @@ fn refuse_networks(net: &Path) -> Result<(), SpecError> {
     }
 }
 
-/// Whether the namespace at `path` is that of the process `pid`.
-pub(crate) fn is_that_of(path: &Path, pid: i32) -> bool {
+/// Whether `shared` is a namespace of the container that the process `pid` stands for. Of these, that
+/// process itself is in the network's only.
+pub(crate) fn is_of_container(shared: &Shared, pid: i32) -> bool {
+    shared.pid() == Some(pid)
+        || shared.kind == LinuxNamespaceType::Network && is_that_of(&shared.path, pid)
+}
+
+/// Whether the namespace at `path` is that of the process `pid`, and not this thread's own, in which every
+/// process begins that will stand for a container.
+fn is_that_of(path: &Path, pid: i32) -> bool {
     let of_process = PathBuf::from(format!("/proc/{pid}/ns/net"));
-    identity(path).is_ok_and(|one| identity(&of_process).is_ok_and(|other| one == other))
+    identity(path).is_ok_and(|one| {
+        identity(&of_process).is_ok_and(|other| one == other)
+            && identity(Path::new(OWN)).is_ok_and(|own| one != own)
+    })
 }
 
 fn identity(namespace: &Path) -> Result<(u64, u64), SpecError> {

@@ -61,7 +61,8 @@ pub(crate) struct HostPart {
     pub(crate) sandbox: Option<String>,
     /// The network namespace that whoever stands for the container is to be in.
     pub(crate) network: Option<PathBuf>,
-    /// The namespaces that a member of a sandbox shares, its network namespace included.
+    /// The namespaces that are there already: those that a member of a sandbox shares. A container
+    /// that is none may name a network namespace, see [`HostPart::check_alone`].
     pub(crate) shared: Vec<Shared>,
     /// Where the host cgroup is to be.
     pub(crate) cgroups_path: Option<PathBuf>,
@@ -71,6 +72,18 @@ pub(crate) struct HostPart {
     pub(crate) annotations: BTreeMap<String, String>,
     /// Programs to run here.
     pub(crate) hooks: Hooks,
+}
+
+impl HostPart {
+    /// Refuses namespaces that a container in a VM of its own cannot enter: all but the network's,
+    /// which is the VMM's.
+    pub(crate) fn check_alone(&self) -> Result<(), SpecError> {
+        let mut shared = self.shared.iter();
+        match shared.find(|shared| shared.kind != LinuxNamespaceType::Network) {
+            Some(shared) => Err(shared.nobodys()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// One bind mount: `source` is offered to the guest as `mounts/<position in the list>`.
@@ -153,7 +166,7 @@ pub(crate) fn split(
     };
     host.sandbox = member::sandbox(&host.annotations, id)?;
     if let Some(linux) = spec.linux() {
-        host.shared = refuse::namespaces(linux, host.sandbox.is_some())?;
+        host.shared = refuse::namespaces(linux)?;
         host.network = refuse::network_of(linux);
         check_hostname(&spec, linux)?;
         host.cgroups_path = linux.cgroups_path().clone();

@@ -60,6 +60,11 @@ fn copies_are_of_the_containers_files() {
 }
 
 #[test]
+fn namespaces_of_another_container_are_shared() {
+    engines::namespaces_of_another_container_are_shared(&Docker::with_busybox());
+}
+
+#[test]
 fn limits_user_and_names_are_inside() {
     engines::limits_user_and_names_are_inside(&Docker::with_busybox());
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::process::Stdio;
 
-use harness::{CommandLine, Remains, Terminal};
+use harness::{CommandLine, Remains, Terminal, wait};
 
 pub(crate) fn status_and_outputs_are_the_containers_and_are_logged(engine: &impl CommandLine) {
     let script = "echo out; echo err >&2; exit 7";
@@ -180,4 +180,28 @@ pub(crate) fn limits_user_and_names_are_inside(engine: &impl CommandLine) {
     engine
         .run(&options, &["sh", "-c", script])
         .assert_prints("5\n6\n134217728\n50000 100000\n50\nnamed\nb /bin\nprotected\n");
+}
+
+pub(crate) fn namespaces_of_another_container_are_shared(engine: &impl CommandLine) {
+    let seen = "for n in pid ipc net; do readlink /proc/self/ns/$n; done; cat /proc/sys/kernel/random/boot_id";
+    let server = "echo shared >/dev/shm/file; echo ready; echo hello | nc -l -p 7000; sleep 1000";
+    let script = format!("{seen}; {server}");
+    engine.start("web", &["--ipc", "shareable"], &["sh", "-c", &script]);
+    let logged = || engine.call(&["logs", "web"]).text();
+    wait::until("web is ready", || logged().ends_with("ready\n"));
+    let shared = [
+        "--pid",
+        "container:web",
+        "--ipc",
+        "container:web",
+        "--network",
+        "container:web",
+    ];
+    let client = "until nc 127.0.0.1 7000; do sleep 0.1; done; cat /dev/shm/file; exit 4";
+    let script = format!("{seen}; {client}");
+    let words = [&["run"][..], &shared, &["busybox", "sh", "-c", &script]].concat();
+    let output = engine.call(&words);
+    output.assert_status(4);
+    let expected = logged().replace("ready\n", "hello\nshared\n");
+    assert_eq!(output.text(), expected, "{output:?}");
 }

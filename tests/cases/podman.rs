@@ -62,6 +62,11 @@ fn copies_are_of_the_containers_files() {
 }
 
 #[test]
+fn namespaces_of_another_container_are_shared() {
+    engines::namespaces_of_another_container_are_shared(&Podman::with_busybox());
+}
+
+#[test]
 fn limits_user_and_names_are_inside() {
     engines::limits_user_and_names_are_inside(&Podman::with_busybox());
 }

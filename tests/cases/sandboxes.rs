@@ -1,4 +1,4 @@
-//! Containers that share a VM, as those of a pod do: annotations make one a member of another one's sandbox.
+//! Containers that share a VM, as those of a pod do: annotations, or the namespaces that it names, make one a member of another one's sandbox.
 
 use std::fs;
 use std::process::Command;
@@ -103,6 +103,49 @@ fn namespaces_of_the_sandboxs_containers_can_be_shared() {
     let mounts = ["readlink", "/proc/self/ns/mnt"];
     let of = |id: &str| pod.runtime.call(&[&["exec", id][..], &mounts].concat());
     assert_ne!(of(&pod.id).text(), of(&companion.id).text());
+}
+
+#[test]
+fn namespaces_of_another_container_are_shared_by_path_alone() {
+    let before = Remains::seen();
+    let web = pod();
+    let inside = "for n in net ipc uts pid; do readlink /proc/self/ns/$n; done; cat /proc/sys/kernel/random/boot_id";
+    let own = web.runtime.call(&["exec", &web.id, "sh", "-c", inside]);
+    assert_eq!(own.text().lines().count(), 5, "{own:?}");
+    // A network namespace may have a name, as `ip netns` gives one.
+    let names = tempfile::tempdir().unwrap();
+    let name = names.path().join("web");
+    fs::write(&name, "").unwrap();
+    let of_web = format!("/proc/{}/ns/net", web.state()["pid"]);
+    let named = name.to_str().unwrap();
+    mount(&["--bind", &of_web, named]);
+    let path = json!({"type": "network", "path": named});
+    let bundle = Bundle::busybox().shell(&format!("{inside}; {LOOP}"));
+    let bundle = companion_of(&web, bundle)
+        .without_namespace("network")
+        .namespace(path);
+    let beside = Engine::beside(&web, bundle);
+    let process = beside.make(&["run", "--detach"], &[]);
+    beside.await_output(&format!("{}up\n", own.text()));
+    assert!(
+        Command::new("umount")
+            .arg(&name)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let bundle = companion_of(&beside, Bundle::busybox().shell("exit 3"));
+    let third = Engine::beside(&web, bundle);
+    let path = third.bundle().path().to_str().unwrap();
+    third.call(&["run", "--bundle", path]).assert_status(3);
+    // The processes of a pid namespace end with its first one.
+    web.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
+    assert_eq!(beside.state()["status"], "stopped");
+    beside.call(&["delete"]).assert_status(0);
+    for engine in [&web, &beside, &third] {
+        before.assert_nothing_new(&engine.id, &engine.runtime.root());
+    }
 }
 
 #[test]
@@ -390,4 +433,10 @@ fn a_sandbox_that_is_not_there_and_namespaces_of_others_are_refused() {
     let refused = stranger.call(&["create", "--bundle", path]);
     refused.assert_refused(&["/proc/1/ns/ipc", "no running container of its sandbox"]);
     before.assert_nothing_new(&stranger.id, &stranger.runtime.root());
+    // Another root is another user's.
+    let foreign = Engine::of(companion_of(&pod, Bundle::busybox()));
+    let path = foreign.bundle().path().to_str().unwrap();
+    let refused = foreign.call(&["create", "--bundle", path]);
+    refused.assert_refused(&["no running container below the same root is in it"]);
+    before.assert_nothing_new(&foreign.id, &foreign.runtime.root());
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 
+use super::neighbour;
 use crate::assets;
 use crate::config::{Config, Options};
 use crate::kvm;
@@ -53,7 +54,7 @@ pub(super) struct Bundle {
 pub(super) fn inspect(options: &Options, args: &ContainerArgs) -> anyhow::Result<Bundle> {
     check_id(&args.id)?;
     refuse_descriptors(args.preserve_fds)?;
-    let bundle = read(&args.bundle, &args.id)?;
+    let mut bundle = read(&args.bundle, &args.id)?;
     if !rustix::process::geteuid().is_root() {
         return Err(anyhow!(
             "husk mounts file systems and makes cgroups: run it as root"
@@ -61,6 +62,11 @@ pub(super) fn inspect(options: &Options, args: &ContainerArgs) -> anyhow::Result
     }
     assets::check(&Config::load(options)?)?;
     kvm::access()?;
+    if bundle.host.sandbox.is_none() {
+        let sandbox = neighbour::sandbox(options, &bundle.host);
+        bundle.host.sandbox =
+            sandbox.with_context(|| format!("cannot run {}", bundle.path.display()))?;
+    }
     Ok(bundle)
 }
 

@@ -31,6 +31,8 @@ mod ending;
 mod foreground;
 /// A process that stands for a container in another's sandbox.
 mod member;
+/// Whose VM a container is to be in.
+mod neighbour;
 /// What is known of a container from disk.
 mod record;
 /// What a dead supervisor left behind.

@@ -364,9 +364,15 @@ impl Sandbox {
         if self.containers.contains_key(&key.container) {
             return Err(TaskError::Exists(key));
         }
+        if request.stand_in.is_none() && host.sandbox.is_none() {
+            host.check_alone()?;
+        }
         let is_further = self.machine.is_some();
         let machine = self.machine_for_create(request, host)?;
-        let joined = self.joined(host)?;
+        let joined = match (&request.stand_in, &host.sandbox) {
+            (None, None) => Vec::new(),
+            _ => self.joined(host)?,
+        };
         let ids = Ids::random(&request.stdio)?;
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
         container.stand_in = request.stand_in.as_ref().map(|it| it.process.pid);
@@ -431,12 +437,7 @@ impl Sandbox {
         own.into_iter()
             .chain(&self.containers)
             .filter(|(_, container)| container.init.exit().is_none())
-            .find(|(id, _)| {
-                let pid = self.pid(id);
-                shared.pid() == Some(pid)
-                    || shared.kind == LinuxNamespaceType::Network
-                        && network::is_that_of(&shared.path, pid)
-            })
+            .find(|(id, _)| network::is_of_container(shared, self.pid(id)))
             .and_then(|(_, container)| container.guest_pid)
     }
 

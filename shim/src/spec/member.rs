@@ -1,8 +1,8 @@
 //! Whose VM a container is to be in, and which namespaces of that VM (pure).
 //!
 //! A container is in a VM of its own unless its annotations say, as those of Kubernetes' and Podman's pods do, that it is a member of
-//! another one's sandbox. A member may share namespaces of the sandbox's other containers: each is named as on a host, by its
-//! path, `/proc/PID/ns/KIND` with the pid that is reported for the container.
+//! another one's sandbox, or it names a namespace that another one is in. A member may share namespaces of the sandbox's other containers: each is
+//! named as on a host, by its path, `/proc/PID/ns/KIND` with the pid that is reported for the container.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -55,6 +55,14 @@ impl Shared {
         refused(
             format!("the {} namespace {}", self.kind, self.path.display()),
             "no running container of its sandbox is in it",
+        )
+    }
+
+    /// The error for one that no container below the root is in.
+    pub(crate) fn nobodys(&self) -> SpecError {
+        refused(
+            format!("the {} namespace {}", self.kind, self.path.display()),
+            "a guest's process enters those of containers only, and no running container below the same root is in it",
         )
     }
 }

@@ -43,9 +43,8 @@ const NEEDED: [(LinuxNamespaceType, &str, &str); 3] = [
     ),
 ];
 
-/// Returns the namespaces that are there already and that a member of a sandbox may share. A container that is none may only name a
-/// network namespace, see [`network_of`].
-pub(super) fn namespaces(linux: &Linux, member: bool) -> Result<Vec<Shared>, SpecError> {
+/// Returns the namespaces that are there already, which a member of a sandbox may share.
+pub(super) fn namespaces(linux: &Linux) -> Result<Vec<Shared>, SpecError> {
     let asked = linux.namespaces().as_deref().unwrap_or_default();
     for (typ, what, why) in NEEDED {
         if !asked.iter().any(|namespace| namespace.typ() == typ) {
@@ -71,15 +70,8 @@ pub(super) fn namespaces(linux: &Linux, member: bool) -> Result<Vec<Shared>, Spe
         if kind == LinuxNamespaceType::Mount {
             return Err(refused(named(), "a container has mounts of its own"));
         }
-        if member {
-            let path = path.clone();
-            shared.push(Shared { kind, path });
-        } else if kind != LinuxNamespaceType::Network {
-            return Err(refused(
-                named(),
-                "a guest's process enters those of its sandbox only, and the annotations name no sandbox",
-            ));
-        }
+        let path = path.clone();
+        shared.push(Shared { kind, path });
     }
     Ok(shared)
 }
