@@ -20,7 +20,7 @@ use tokio::task::AbortHandle;
 use crate::cgroup::Cgroup;
 use crate::plan::{self, Entry, IdMap, IdMaps, Namespaces, Plan};
 use crate::process::{Process, State};
-use crate::sandbox::{Reply, SandboxError};
+use crate::sandbox::{NotifySocket, Reply, SandboxError};
 use crate::signal;
 use crate::spawn::{Maker, SpawnError, Spawning};
 use crate::stdio::{ChildStdio, Meters};
@@ -48,6 +48,8 @@ pub(crate) struct Container {
     oom_kills: u64,
     oom_told: Option<Instant>,
     pub(crate) freezer: Freezer,
+    /// By which its program says that it is ready.
+    pub(crate) notify: Option<NotifySocket>,
     pub(crate) ending: Option<Ending>,
 }
 
@@ -176,6 +178,7 @@ impl Container {
             oom_kills: 0,
             oom_told: None,
             freezer: Freezer::Thawed,
+            notify: None,
             ending: None,
         }
     }

@@ -10,6 +10,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use tokio::sync::watch;
+
 use crate::hooks::{HookState, Hooks};
 use crate::process::{Exit, Phase, Process, ProcessKey};
 use crate::rootfs::ContainerFiles;
@@ -36,6 +38,8 @@ pub(crate) struct Container {
     pub(crate) stand_in: Option<i32>,
     /// Its init process in the guest, once there is one.
     pub(crate) guest_pid: Option<u32>,
+    /// Whether its program has said that it is ready, if it is to say so.
+    pub(crate) ready: Option<watch::Sender<bool>>,
     pub(crate) freezer: Freezer,
     /// What it may use of the VM.
     pub(crate) demand: Demand,
@@ -67,6 +71,7 @@ impl Container {
             is_made: false,
             stand_in: None,
             guest_pid: None,
+            ready: None,
             freezer: Freezer::Thawed,
             demand: host.demand,
             hooks: host.hooks.clone(),

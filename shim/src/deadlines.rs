@@ -98,6 +98,9 @@ const CREATE: Duration = sum(&[STORAGE, STORAGE, PLUGGED, AGENT_WORK, AGENT_WORK
 
 // === what the command line waits for ===
 
+/// For whoever waits for a container to have read that it is ready; runc gives it as long.
+pub(crate) const NOTIFY_HEARD: Duration = seconds(30);
+
 /// For a word of the supervisor to arrive that it has said already.
 const ANSWER: Duration = seconds(5);
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   husk.sandbox.v1.Inspect/Processes   ContainerRequest ─► ProcessesResponse    the guest's processes, with what `ps` says of them
+//!   husk.sandbox.v1.Inspect/Ready       ContainerRequest ─► Empty                when the container's program has said that it is ready
 //!   husk.sandbox.v1.Inspect/Events      Empty ─► stream of Envelope              from the call on, until the sandbox is gone
 //! ```
 //!
@@ -27,6 +28,8 @@ const NAME: &str = "husk.sandbox.v1.Inspect";
 
 const PROCESSES: &str = "Processes";
 
+const READY: &str = "Ready";
+
 const EVENTS: &str = "Events";
 
 /// The service of a sandbox, by its name.
@@ -38,6 +41,12 @@ pub(crate) fn service(sandbox: &Handle) -> HashMap<String, Service> {
     methods.insert(
         PROCESSES.into(),
         Box::new(Processes {
+            service: service.clone(),
+        }),
+    );
+    methods.insert(
+        READY.into(),
+        Box::new(Ready {
             service: service.clone(),
         }),
     );
@@ -61,6 +70,11 @@ impl Inspect {
             processes: self.sandbox.processes(request.container_id).await?,
             ..Default::default()
         })
+    }
+
+    async fn ready(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<Empty> {
+        self.sandbox.ready(request.container_id).await?;
+        Ok(Empty::default())
     }
 
     async fn events(
@@ -105,6 +119,21 @@ impl MethodHandler for Processes {
         req: ttrpc::Request,
     ) -> ttrpc::Result<ttrpc::Response> {
         ttrpc::async_request_handler!(self, ctx, req, ContainerRequest, processes);
+    }
+}
+
+struct Ready {
+    service: Inspect,
+}
+
+#[async_trait]
+impl MethodHandler for Ready {
+    async fn handler(
+        &self,
+        ctx: TtrpcContext,
+        req: ttrpc::Request,
+    ) -> ttrpc::Result<ttrpc::Response> {
+        ttrpc::async_request_handler!(self, ctx, req, ContainerRequest, ready);
     }
 }
 
@@ -154,6 +183,24 @@ impl InspectClient {
     ) -> ttrpc::Result<ProcessesResponse> {
         let mut response = ProcessesResponse::default();
         ttrpc::async_client_request!(self, context, request, NAME, PROCESSES, response);
+    }
+
+    /// Returns when the program of a container has said that it is ready.
+    pub(crate) async fn ready(&self, context: Context, container: &str) -> ttrpc::Result<()> {
+        let request = ContainerRequest {
+            container_id: container.to_owned(),
+            ..Default::default()
+        };
+        self.call_ready(context, &request).await.map(drop)
+    }
+
+    async fn call_ready(
+        &self,
+        context: Context,
+        request: &ContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let mut response = Empty::default();
+        ttrpc::async_client_request!(self, context, request, NAME, READY, response);
     }
 
     /// All events from now on. Ends with the sandbox.

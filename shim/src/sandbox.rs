@@ -362,6 +362,14 @@ impl Sandbox {
             .unwrap_or(0)
     }
 
+    /// The agent's news that a container's program is ready; of one that was not to say so it is nothing.
+    fn on_ready(&mut self, container: &str) {
+        let container = self.containers.get(container);
+        if let Some(ready) = container.and_then(|container| container.ready.as_ref()) {
+            ready.send_replace(true);
+        }
+    }
+
     /// The agent's news that the kernel killed a process of a container for memory.
     fn on_oom(&mut self, container: String) {
         if !self.containers.contains_key(&container) {

@@ -19,7 +19,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 use crate::events::{packed, timestamp};
 use crate::inspect;
 use crate::process::{Exit, Phase, ProcessKey};
-use crate::sandbox::{CreateRequest, Deleted, ExecRequest, Handle, ProcessState};
+use crate::sandbox::{CreateRequest, Deleted, ExecRequest, Handle, ProcessState, StandIn};
 use crate::stats;
 use crate::stdio::Stdio;
 
@@ -29,9 +29,17 @@ const UNSUPPORTED: [&str; 1] = ["Checkpoint"];
 /// The API's names: one per version.
 const NAMES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 
-/// The option of Create by which the command line says which process stands for a member of the sandbox: a
-/// [`StandIn`](crate::sandbox::StandIn), JSON.
-pub(crate) const STAND_IN: &str = "husk.sandbox.v1.StandIn";
+/// The options of Create by which the command line says what is not in the bundle: [`CreateOptions`], JSON.
+pub(crate) const CREATE_OPTIONS: &str = "husk.sandbox.v1.CreateOptions";
+
+/// See [`CREATE_OPTIONS`].
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct CreateOptions {
+    /// The process that stands for a member of the sandbox.
+    pub(crate) stand_in: Option<StandIn>,
+    /// Whether somebody waits for the program to say that it is ready.
+    pub(crate) notify: bool,
+}
 
 /// The type of an exec's process by which the command line says in which cgroup it is to be: an [`ExecIn`], JSON.
 pub(crate) const EXEC_IN: &str = "husk.sandbox.v1.ExecIn";
@@ -260,9 +268,9 @@ fn key(container: String, exec: String) -> ProcessKey {
 
 fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateRequest> {
     let options = request.options.into_option().unwrap_or_default();
-    let stand_in = match options.type_url.as_str() {
-        STAND_IN => Some(understood(STAND_IN, &options.value)?),
-        _ => None,
+    let options: CreateOptions = match options.type_url.as_str() {
+        CREATE_OPTIONS => understood(CREATE_OPTIONS, &options.value)?,
+        _ => CreateOptions::default(),
     };
     Ok(CreateRequest {
         id: request.id,
@@ -274,7 +282,8 @@ fn create_request(request: api::CreateTaskRequest) -> ttrpc::Result<CreateReques
             stdout: request.stdout,
             stderr: request.stderr,
         },
-        stand_in,
+        stand_in: options.stand_in,
+        notify: options.notify,
     })
 }
 

@@ -25,6 +25,7 @@ mod defaults;
 mod id_map;
 mod member;
 mod memory;
+mod notify;
 mod refuse;
 mod size;
 mod vm;

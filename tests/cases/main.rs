@@ -34,6 +34,7 @@ mod limits;
 mod liveness;
 mod metadata;
 mod namespaces;
+mod notify;
 mod pause;
 mod podman;
 mod ps;

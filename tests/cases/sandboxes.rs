@@ -139,8 +139,10 @@ fn namespaces_of_another_container_are_shared_by_path_alone() {
     let path = third.bundle().path().to_str().unwrap();
     third.call(&["run", "--bundle", path]).assert_status(3);
     // The processes of a pid namespace end with its first one.
-    web.call(&["delete", "--force"]).assert_status(0);
+    let kill = web.runtime.call(&["kill", &web.id, "KILL"]);
+    kill.assert_status(0);
     assert_eq!(process.wait(), 137);
+    web.call(&["delete", "--force"]).assert_status(0);
     assert_eq!(beside.state()["status"], "stopped");
     beside.call(&["delete"]).assert_status(0);
     for engine in [&web, &beside, &third] {

@@ -1,7 +1,7 @@
 //! What runs inside a container to do what a shell cannot: `probe CHECK...` asks something of the
 //! file system in `/work/CHECK` (`$WORK/CHECK`), or
 //! tries something against agent and neighbours, and prints of each that it holds, or says what does not. As the first process of
-//! a guest it says so and sleeps for ever, as an agent that never answers.
+//! a guest it says so and sleeps for ever, as an agent that never answers. `probe notify WORD...` sends words to `$NOTIFY_SOCKET`.
 
 mod attacks;
 mod checks;
@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             attacks::switch_off();
             return ExitCode::SUCCESS;
         }
+        ["notify", ref words @ ..] => return notify(words),
         _ => {}
     }
     let mut status = ExitCode::SUCCESS;
@@ -51,6 +52,25 @@ fn holds(name: &str) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder)?;
     std::env::set_current_dir(&folder)?;
     check()
+}
+
+/// Sends each word to who waits for this container to be ready.
+fn notify(words: &[&str]) -> ExitCode {
+    let sent = || -> anyhow::Result<()> {
+        let path = std::env::var_os("NOTIFY_SOCKET").context("NOTIFY_SOCKET is not set")?;
+        let socket = std::os::unix::net::UnixDatagram::unbound()?;
+        for word in words {
+            socket.send_to(word.as_bytes(), &path)?;
+        }
+        Ok(())
+    };
+    match sent() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("notify: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn sleep_for_ever() -> ExitCode {

@@ -40,6 +40,9 @@ pub const SHARE_DIR: &str = "/run/husk/share";
 /// The option of a tmpfs that all containers of the VM share which are given the same name behind it.
 pub const SHARED_MEMORY: &str = "husk.shared=";
 
+/// The type of a mount that is the directory of the container's notify socket, `notify.sock`.
+pub const NOTIFY_MOUNT: &str = "husk.notify";
+
 /// The I/O port by which PID 1 speaks to the machine; one byte out.
 pub const POWER_PORT: u16 = 0x600;
 /// Written to [`POWER_PORT`]: power off.

@@ -143,7 +143,7 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
             made => made,
         },
         // Nothing is made for a remount, and what is shared has become a bind.
-        MountKind::Remount | MountKind::Shared { .. } => Err(Errno::INVAL),
+        MountKind::Remount | MountKind::Notify | MountKind::Shared { .. } => Err(Errno::INVAL),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_api::SHARED_MEMORY;
+use agent_api::{NOTIFY_MOUNT, SHARED_MEMORY};
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
@@ -40,6 +40,8 @@ pub(crate) enum MountKind {
         name: String,
         options: String,
     },
+    /// The directory of its notify socket. The sandbox makes it and turns this into a bind.
+    Notify,
     /// The container's cgroup, whatever version was asked for.
     Cgroup,
     /// No new mount: other attributes for the one that is there.
@@ -233,6 +235,7 @@ fn kind(
             })
         }
         "cgroup" | "cgroup2" => Ok(MountKind::Cgroup),
+        NOTIFY_MOUNT => Ok(MountKind::Notify),
         "" | "none" => Err(PlanError::Missing("type for a mount that is no bind mount")),
         _ => {
             let source = source
@@ -279,7 +282,7 @@ fn own_option(mount: &mut Mount, option: &str) -> Result<(), PlanError> {
         }),
         MountKind::Bind { .. } | MountKind::Remount if FILE_SYSTEM_FLAGS.contains(&option) => {}
         MountKind::Bind { .. } | MountKind::Remount => return Err(unknown()),
-        MountKind::Cgroup | MountKind::Shared { .. } => {}
+        MountKind::Cgroup | MountKind::Notify | MountKind::Shared { .. } => {}
     }
     Ok(())
 }

@@ -8,8 +8,8 @@ use agent_api::{StreamId, agent};
 use super::pause::check_thawed;
 use super::resources::tell_ignored;
 use super::{
-    Key, NewProcess, News, Reply, Sandbox, SandboxError, answer, check_id, io, no_process, send,
-    wrong_state,
+    Key, NewProcess, News, NotifySocket, Reply, Sandbox, SandboxError, answer, check_id, io,
+    no_process, send, wrong_state,
 };
 use crate::cgroup::Cgroup;
 use crate::container::{Container, Member, Then, Waiting};
@@ -59,13 +59,18 @@ impl Sandbox {
         let mut plan = plan::container(spec, place, size)?;
         // Until the child has its own descriptors of them.
         let _held = self.hold_namespaces(&mut plan)?;
+        let mut notify = None;
         if let Entry::Create(container) = &mut plan.entry {
             self.memories.bind(&mut container.mounts)?;
+            self.notified += 1;
+            notify = NotifySocket::bind(&mut container.mounts, self.notified, id, &self.tell)
+                .map_err(io("cannot make the notify socket"))?;
             tell_ignored(id, &container.limits.ignored);
         }
         let cgroup =
             Cgroup::create(&self.settings.cgroups, id).map_err(io("cannot make the cgroup"))?;
         let mut container = Container::new(cgroup, &plan);
+        container.notify = notify;
         let begun = self.begin_init(&mut container, &plan, key, streams);
         if begun.is_err() {
             // Nothing is in it yet.
@@ -262,6 +267,7 @@ impl Sandbox {
                 Err(error) => self.not_ready(&key, error),
             },
             News::Begun { key, result } => self.begun(&key, result),
+            News::Notified { id } => self.tell_ready(id),
             News::Frozen { id, result, reply } => answer(reply, self.paused(&id, result)),
             News::Emptied { id, result } => self.emptied(&id, result),
             News::Late { id } => self.late(&id),

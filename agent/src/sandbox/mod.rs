@@ -8,6 +8,7 @@ mod create;
 mod end;
 mod memory;
 mod namespaces;
+mod notify;
 mod pause;
 mod request;
 mod resources;
@@ -22,6 +23,7 @@ use std::time::{Instant, SystemTime};
 use agent_api::agent;
 use tokio::sync::{Semaphore, mpsc};
 
+pub(crate) use self::notify::NotifySocket;
 pub(crate) use self::request::{Handle, Key, NewProcess, Reply, Request, SandboxError, Window};
 use crate::container::{Container, Member};
 use crate::log::warn;
@@ -56,6 +58,8 @@ enum News {
         result: io::Result<()>,
         reply: Reply<()>,
     },
+    /// Its program has said that it is ready.
+    Notified { id: String },
     /// No process is in the cgroup of a container that ends.
     Emptied { id: String, result: io::Result<()> },
     /// It was waited for long enough.
@@ -76,7 +80,7 @@ pub(crate) struct Settings {
     pub(crate) looker: Worker,
 }
 
-/// Events in order. What the host asked for bounds them: one exit per process that it started, and memory events at a bounded rate.
+/// Events in order. What the host asked for bounds them: one exit per process that it started, one for a program that is ready, and memory events at a bounded rate.
 pub(crate) type Events = mpsc::UnboundedReceiver<agent::Event>;
 
 /// The containers of this machine.
@@ -85,6 +89,8 @@ pub(crate) struct Sandbox {
     settings: Settings,
     containers: HashMap<String, Container>,
     memories: memory::Memories,
+    /// How many notify sockets there have been.
+    notified: u64,
     by_pid: HashMap<i32, Key>,
     oom: OomWatch,
     /// Whose turn it is to look at processes.
@@ -104,6 +110,7 @@ impl Sandbox {
             settings,
             containers: HashMap::new(),
             memories: memory::Memories::default(),
+            notified: 0,
             by_pid: HashMap::new(),
             oom: OomWatch::new()?,
             listing: Arc::new(Semaphore::new(1)),
@@ -207,6 +214,15 @@ impl Sandbox {
                 ..agent::Oom::default()
             };
             self.publish(agent::event::Kind::Oom(oom));
+        }
+    }
+
+    fn tell_ready(&self, id: String) {
+        if self.containers.contains_key(&id) {
+            self.publish(agent::event::Kind::Ready(agent::Ready {
+                container_id: id,
+                ..agent::Ready::default()
+            }));
         }
     }
 

@@ -18,7 +18,7 @@ use super::foreground::{block_on, no_program, unless_ended, write_pid};
 use super::member::{self, Role};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::{Failure, console, delete};
+use super::{Failure, console, delete, notify};
 use crate::config::Options;
 use crate::supervise::{self, StartArgs};
 
@@ -49,7 +49,13 @@ pub(super) fn in_background(
                 let role = Role::Background { report_to, start };
                 member::stand(options, args, bundle, &sandbox, role)
             }
-            None => Ok(member::in_background(options, args, &bundle, start)?),
+            None => {
+                let code = member::in_background(options, args, &bundle, start)?;
+                if start && code == ExitCode::SUCCESS {
+                    notify::when_ready(options, &args.id)?;
+                }
+                Ok(code)
+            }
         };
     }
     let terminal = console::of_background(bundle.host.terminal, args.console_socket.as_deref())?;
@@ -62,6 +68,7 @@ pub(super) fn in_background(
     drop::<Option<OwnedFd>>(terminal);
     if start {
         start_created(options, &args.id)?;
+        notify::when_ready(options, &args.id)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -98,8 +105,9 @@ async fn create(
     };
     let supervisor = unless_ended(&mut signals, supervise::start(&supervisor)).await??;
     let task = Task::init(supervisor, &args.id);
+    let with = notify::options();
     let made = async {
-        let pid = unless_ended(&mut signals, task.create(&bundle.path, streams)).await?;
+        let pid = unless_ended(&mut signals, task.create(&bundle.path, streams, &with)).await?;
         let pid = pid.map_err(no_program)?;
         write_pid(args.pid_file.as_deref(), pid)?;
         Ok(())

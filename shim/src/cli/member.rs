@@ -24,12 +24,13 @@ use super::foreground::{
 use super::session::{self, Background};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::{Failure, console, remains};
+use super::{Failure, console, notify, remains};
 use crate::cgroup::{self, Cgroup, Home};
 use crate::config::Options;
 use crate::inherited;
 use crate::rootfs::Trees;
 use crate::sandbox::StandIn;
+use crate::service::CreateOptions;
 use crate::state::{ContainerRecord, ProcessRef, Record, StateDir, Status, now_ns};
 use crate::supervise::{self, Face};
 use crate::terminal::Terminal;
@@ -223,7 +224,11 @@ impl Member {
             process: place.record.supervisor,
             files: trees.lent().context(NO_ROOTFS)?,
         };
-        let created = task.create_member(path, streams, &stand_in);
+        let with = CreateOptions {
+            stand_in: Some(stand_in),
+            ..notify::options()
+        };
+        let created = task.create(path, streams, &with);
         unless_ended(signals, created).await?.map_err(no_program)?;
         Ok(())
     }
@@ -246,7 +251,11 @@ impl Member {
         write_pid(self.pid_file.as_deref(), std::process::id())?;
         let terminal = self.terminal.as_ref();
         let Role::Background { report_to, start } = self.role else {
-            return attend(task, terminal, signals, || Ok(())).await;
+            let started = || {
+                notify::beside(&self.options, &self.id);
+                Ok(())
+            };
+            return attend(task, terminal, signals, started).await;
         };
         if start {
             unless_ended(signals, task.start())

@@ -33,6 +33,8 @@ mod foreground;
 mod member;
 /// Whose VM a container is to be in.
 mod neighbour;
+/// Who waits for a container to be ready.
+mod notify;
 /// What is known of a container from disk.
 mod record;
 /// What a dead supervisor left behind.

@@ -21,7 +21,7 @@ use super::foreground::{self, attend, exit_code, no_program, unless_ended, write
 use super::member::{self, Role};
 use super::signals::Signals;
 use super::tasks::{Streams, Task};
-use super::{Failure, console, create, ending, remains};
+use super::{Failure, console, create, ending, notify, remains};
 use crate::config::Options;
 use crate::state::{ProcessRef, StateDir, StateError};
 use crate::supervise::{self, StartArgs};
@@ -85,7 +85,7 @@ async fn live(
     let supervisor = unless_ended(&mut signals, supervise::start(&start)).await??;
     let id = &args.container.id;
     let task = Task::init(supervisor, id);
-    let status = create_and_attend(&task, args, bundle, terminal, &mut signals).await;
+    let status = create_and_attend(&task, options, args, bundle, terminal, &mut signals).await;
     let vm_end = vm_end(options, id);
     let removed = if args.keep && status.is_ok() {
         ending::wait(options, id)
@@ -111,17 +111,23 @@ fn vm_end(options: &Options, id: &str) -> Option<String> {
 
 async fn create_and_attend(
     task: &Task,
+    options: &Options,
     args: &RunArgs,
     bundle: &Bundle,
     terminal: Option<&Terminal>,
     signals: &mut Signals,
 ) -> Result<u32, Failure> {
     let streams = Streams::own(bundle.host.terminal)?;
-    let pid = unless_ended(signals, task.create(&bundle.path, streams))
+    let with = notify::options();
+    let pid = unless_ended(signals, task.create(&bundle.path, streams, &with))
         .await?
         .map_err(no_program)?;
     write_pid(args.container.pid_file.as_deref(), pid)?;
-    attend(task, terminal, signals, || Ok(())).await
+    let started = || {
+        notify::beside(options, &args.container.id);
+        Ok(())
+    };
+    attend(task, terminal, signals, started).await
 }
 
 /// Takes everything down: whatever of the container there still is, then the supervisor.

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::Failure;
 use super::foreground::block_on;
 use super::tasks::Task;
+use super::{Failure, notify};
 use crate::config::Options;
 
 /// Start a created container
@@ -23,6 +23,8 @@ pub(super) fn run(options: &Options, args: &StartArgs) -> Result<ExitCode, Failu
         task.start()
             .await
             .with_context(|| format!("cannot start {}", args.id))?;
-        Ok(ExitCode::SUCCESS)
-    })
+        Ok(())
+    })?;
+    notify::when_ready(options, &args.id)?;
+    Ok(ExitCode::SUCCESS)
 }

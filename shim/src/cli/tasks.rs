@@ -17,8 +17,7 @@ use ttrpc::context::{Context, with_duration, with_timeout};
 use crate::config::Options;
 use crate::deadlines::ORDER;
 use crate::inspect::InspectClient;
-use crate::sandbox::StandIn;
-use crate::service::{EXEC_IN, ExecIn, STAND_IN};
+use crate::service::{CREATE_OPTIONS, CreateOptions, EXEC_IN, ExecIn};
 use crate::state::ProcessRef;
 use crate::stdio::lent_name;
 use crate::supervise::{self, StartError, Supervisor};
@@ -133,32 +132,18 @@ impl Task {
     }
 
     /// Makes the container; its program waits for [`Task::start`]. Returns the pid to report.
-    pub(super) async fn create(&self, bundle: &Path, streams: Streams) -> Result<u32, TaskError> {
-        self.create_with(bundle, streams, None).await
-    }
-
-    /// The same in the sandbox of another container, with a process to stand for it.
-    pub(super) async fn create_member(
+    pub(super) async fn create(
         &self,
         bundle: &Path,
         streams: Streams,
-        stand_in: &StandIn,
+        with: &CreateOptions,
     ) -> Result<u32, TaskError> {
-        let value = serde_json::to_vec(stand_in);
+        let value = serde_json::to_vec(with);
         let options = Any {
-            type_url: STAND_IN.into(),
+            type_url: CREATE_OPTIONS.into(),
             value: value.map_err(|error| unspoken(&error))?,
             ..Default::default()
         };
-        self.create_with(bundle, streams, Some(options)).await
-    }
-
-    async fn create_with(
-        &self,
-        bundle: &Path,
-        streams: Streams,
-        options: Option<Any>,
-    ) -> Result<u32, TaskError> {
         let request = api::CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.to_string_lossy().into_owned(),
@@ -166,7 +151,7 @@ impl Task {
             stdin: streams.stdin,
             stdout: streams.stdout,
             stderr: streams.stderr,
-            options: options.into(),
+            options: protobuf::MessageField::some(options),
             ..Default::default()
         };
         let reply = self.client.create(unhurried(), &request).await;
@@ -306,6 +291,12 @@ impl Task {
     /// The container's processes, as the guest tells them.
     pub(super) async fn processes(&self) -> Result<Vec<ProcessInfo>, TaskError> {
         let reply = self.inspect.processes(unhurried(), &self.id).await;
+        reply.map_err(task_error)
+    }
+
+    /// Waits until the container's program has said that it is ready.
+    pub(super) async fn ready(&self) -> Result<(), TaskError> {
+        let reply = self.inspect.ready(unhurried(), &self.id).await;
         reply.map_err(task_error)
     }
 

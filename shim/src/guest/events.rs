@@ -27,6 +27,11 @@ pub enum GuestEvent {
         /// The container.
         container: String,
     },
+    /// The program of a container has said that it is ready.
+    Ready {
+        /// The container.
+        container: String,
+    },
 }
 
 /// Bytes that each output of a process had carried when it ended, all of its own among them; None: not known.
@@ -52,7 +57,12 @@ pub fn event(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
     while let Some(field) = fields.next_field()? {
         event = Some(match field {
             (1, Value::Bytes(bytes)) => exit(bytes)?,
-            (2, Value::Bytes(bytes)) => oom(bytes)?,
+            (2, Value::Bytes(bytes)) => GuestEvent::Oom {
+                container: container_of("an out-of-memory event", bytes)?,
+            },
+            (3, Value::Bytes(bytes)) => GuestEvent::Ready {
+                container: container_of("a word of readiness", bytes)?,
+            },
             _ => return Err(fields.unknown()),
         });
     }
@@ -88,8 +98,9 @@ fn exit(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
     })
 }
 
-fn oom(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
-    let mut fields = Fields::of("an out-of-memory event", bytes);
+/// The container of an event that says nothing else.
+fn container_of(what: &'static str, bytes: &[u8]) -> Result<String, Malformed> {
+    let mut fields = Fields::of(what, bytes);
     let mut container = "";
     while let Some(field) = fields.next_field()? {
         match field {
@@ -97,9 +108,7 @@ fn oom(bytes: &[u8]) -> Result<GuestEvent, Malformed> {
             _ => return Err(fields.unknown()),
         }
     }
-    Ok(GuestEvent::Oom {
-        container: container.to_owned(),
-    })
+    Ok(container.to_owned())
 }
 
 #[cfg(test)]
@@ -153,6 +162,10 @@ mod tests {
             container: "web".into(),
         };
         assert_eq!(event(&oom.write_to_bytes().unwrap()).unwrap(), expected);
+        let ready = GuestEvent::Ready {
+            container: "web".into(),
+        };
+        assert_eq!(event(b"\x1a\x05\x0a\x03web").unwrap(), ready);
     }
 
     #[test]
@@ -172,7 +185,7 @@ mod tests {
     #[test]
     fn what_is_no_event_is_refused() {
         // Nothing, an unknown kind, text that is none.
-        for bytes in [&[][..], &[0x1a, 0], &[0x12, 3, 0x0a, 1, 0xff], b"hello"] {
+        for bytes in [&[][..], &[0x22, 0], &[0x12, 3, 0x0a, 1, 0xff], b"hello"] {
             assert!(event(bytes).is_err(), "{bytes:x?}");
         }
     }

@@ -301,6 +301,10 @@ pub(super) async fn forward(mut events: GuestEvents, handle: Handle, vm: Vm) {
                     drop(credit);
                 });
             }
+            GuestEvent::Ready { container } => handle.tell(move |sandbox| {
+                sandbox.on_ready(&container);
+                drop(credit);
+            }),
             GuestEvent::Oom { container } => handle.tell(move |sandbox| {
                 sandbox.on_oom(container);
                 drop(credit);

@@ -8,6 +8,7 @@ use nix::libc::SIGKILL;
 use oci_spec::runtime::LinuxNamespaceType;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::{BootError, Handle, Machine, ReportedPid, Sandbox, TaskError};
 use crate::container::Container;
@@ -34,6 +35,8 @@ pub(crate) struct CreateRequest {
     /// The process that stands for it on this host, and lends it its streams: the container is a member of a sandbox that is another's,
     /// and ends with that process.
     pub(crate) stand_in: Option<StandIn>,
+    /// Whether it is to have a socket by which its program says that it is ready.
+    pub(crate) notify: bool,
 }
 
 /// See [`CreateRequest::stand_in`].
@@ -161,7 +164,11 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
     let seen = root.join(path.strip_prefix("/").unwrap_or(&path));
     let config = std::fs::read(seen).map_err(|source| SpecError::Read { path, source })?;
     let look = |source: &Path| shm::look(&root, source);
-    Ok(spec::split(&config, &request.id, &request.bundle, &look)?)
+    let mut split = spec::split(&config, &request.id, &request.bundle, &look)?;
+    if request.notify {
+        split.add_notify_socket();
+    }
+    Ok(split)
 }
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
@@ -375,6 +382,7 @@ impl Sandbox {
         };
         let ids = Ids::random(&request.stdio)?;
         let mut container = Container::new(request.bundle.clone(), request.stdio.clone(), host);
+        container.ready = request.notify.then(|| watch::Sender::new(false));
         container.stand_in = request.stand_in.as_ref().map(|it| it.process.pid);
         let pid = container.stand_in.unwrap_or(machine.pid);
         let (_, hook_state) = container.hooks(&key.container, Status::Creating, pid);

@@ -24,6 +24,9 @@ pub(crate) enum TaskError {
     /// The operation asks for another phase.
     #[error("{key} is {phase}")]
     Phase { key: ProcessKey, phase: Phase },
+    /// Nobody asked for one at its creation.
+    #[error("{0} has no notify socket")]
+    NoNotifySocket(ProcessKey),
     /// A bound of ours.
     #[error("{what} has {max} {things}, and there can be no more")]
     Limit {
@@ -61,7 +64,7 @@ impl TaskError {
     /// The code that containerd and the command line tell errors apart by.
     fn code(&self) -> Code {
         match self {
-            Self::NotFound(_) => Code::NOT_FOUND,
+            Self::NotFound(_) | Self::NoNotifySocket(_) => Code::NOT_FOUND,
             Self::Exists(_) => Code::ALREADY_EXISTS,
             // As runc says it of a process that is to get a signal.
             Self::Phase {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use agent_api::agent::{ProcessInfo, StatsResponse};
 use nix::libc::SIGKILL;
+use tokio::sync::watch;
 
 use super::{Handle, Sandbox, TaskError};
 use crate::agent::AgentError;
@@ -47,6 +48,30 @@ impl Handle {
             Ok(Some(exit)) => Ok(*exit),
             // Deleted before it was ever started.
             _ => Err(TaskError::Closing),
+        }
+    }
+
+    /// Waits until the program of a container has said that it is ready.
+    pub(crate) async fn ready(&self, container: String) -> Result<(), TaskError> {
+        let key = ProcessKey::init(&container);
+        let (mut ready, mut exit) = {
+            let key = key.clone();
+            self.ask(move |sandbox| {
+                let container = sandbox.container(&container)?;
+                let ready = container.ready.as_ref().map(watch::Sender::subscribe);
+                let ready = ready.ok_or_else(|| TaskError::NoNotifySocket(key.clone()))?;
+                Ok::<_, TaskError>((ready, container.init.watch_exit()))
+            })
+            .await??
+        };
+        let over = TaskError::Phase {
+            key,
+            phase: Phase::Stopped,
+        };
+        tokio::select! {
+            biased;
+            is_ready = ready.wait_for(|ready| *ready) => is_ready.map(drop).map_err(|_| over),
+            _ = exit.wait_for(Option::is_some) => Err(over),
         }
     }
 

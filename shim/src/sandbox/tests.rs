@@ -282,6 +282,7 @@ fn request(id: &str) -> CreateRequest {
         rootfs: Vec::new(),
         stdio: Stdio::default(),
         stand_in: None,
+        notify: false,
     }
 }
 

@@ -82,6 +82,21 @@ pub(crate) fn events(bytes: &[u8]) {
         (wire::event::Kind::Oom(wanted), Ok(GuestEvent::Oom { container })) => {
             assert_eq!(container, wanted.container_id);
         }
+        (wire::event::Kind::Ready(wanted), Ok(GuestEvent::Ready { container })) => {
+            assert_eq!(container, wanted.container_id);
+        }
+        (wire::event::Kind::Ready(wanted), Err(error)) => {
+            let known = wanted
+                .special_fields
+                .unknown_fields()
+                .iter()
+                .next()
+                .is_none();
+            assert!(
+                !known || !id_fits(&wanted.container_id),
+                "{error}: {wanted}"
+            );
+        }
         (wire::event::Kind::Exit(wanted), Err(error)) => {
             let known = wanted
                 .special_fields
