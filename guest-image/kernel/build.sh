@@ -10,6 +10,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 tarball=/usr/src/linux-source-6.12.tar.xz
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/husk/kernel
 fragments=("$here"/config/*.config)
+# In the order of their numbers.
+patches=("$here"/patches/*.patch)
 
 # What a person sees as the total; a wrong guess harms nothing else.
 objects_about=2150
@@ -25,7 +27,7 @@ die() { say "$*"; exit 1; }
 
 check_tools() {
     local tool missing=()
-    for tool in bc bison flex gcc ld make objcopy readelf tar xz; do
+    for tool in bc bison flex gcc ld make objcopy patch readelf tar xz; do
         command -v "$tool" >/dev/null || missing+=("$tool")
     done
     [ -e /usr/include/gelf.h ] || missing+=(gelf.h)
@@ -39,10 +41,11 @@ requested() {
     grep -hE '^(# )?CONFIG_' "${fragments[@]}"
 }
 
-# Names the build: sources, options, this script, compiler and linker.
+# Names the build: sources, patches, options, this script, compiler and linker.
 input_key() {
     {
         sha256sum <"$tarball"
+        cat "${patches[@]}"
         requested
         cat "${BASH_SOURCE[0]}"
         gcc --version
@@ -61,6 +64,25 @@ check_reasons() {
         /^#/ { reason = 1 }
         END { exit failed }
     ' "${fragments[@]}" || die "options need reasons"
+}
+
+# Each patch says in a paragraph of its own, above the first change, what it is for.
+check_patches() {
+    local file
+    for file in "${patches[@]}"; do
+        awk '/^--- / { exit } /^$/ { parts++ } END { exit parts < 2 }' "$file" ||
+            die "patches need reasons: $(basename "$file")"
+    done
+}
+
+# Patches the sources in the current directory. What fits only nearly is looked at by a person.
+apply_patches() {
+    local file
+    for file in "${patches[@]}"; do
+        say "patching: $(head -n 1 "$file")"
+        patch -p1 --forward --fuzz=0 --no-backup-if-mismatch --silent <"$file" ||
+            die "does not apply to $(basename "$tarball"): $(basename "$file")"
+    done
 }
 
 # Writes .config in the current directory from tinyconfig and the fragments.
@@ -116,6 +138,7 @@ build() {
     say "unpacking $(basename "$tarball")"
     tar -xf "$tarball" -C "$work" --strip-components=1
     cd "$work"
+    apply_patches
     say "configuring"
     configure
     check_config
@@ -134,6 +157,7 @@ build() {
 
 check_tools
 check_reasons
+check_patches
 mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
