@@ -243,8 +243,10 @@ fn every_operation_works_under_the_filter() {
             let supervisor = Supervisor::new();
             serve(
                 &supervisor,
-                || {},
+                || supervisor.mount_volume(),
                 |mut client| {
+                    let volume = client.walk("c/mounts/0");
+                    locks(&mut client, volume);
                     let rootfs = client.walk("c/rootfs");
                     whole_files(&mut client, rootfs);
                     unnamed_files(&mut client, rootfs);
@@ -356,6 +358,23 @@ fn whole_files(client: &mut Client, rootfs: u64) {
     let handle = u64_at(&opened, 0);
     let release = [longs(&[handle]), words(&[0, 0]), longs(&[0])].concat();
     all(client, file, &[("release", op::RELEASE, release)]);
+}
+
+/// What the guest does to lock a file that others have too.
+fn locks(client: &mut Client, volume: u64) {
+    let (file, handle) = client.create(volume, "locked").unwrap();
+    let lock = |kind, whole_file| {
+        let range = longs(&[0, 9]);
+        [longs(&[handle, 1]), range, words(&[kind, 1, whole_file, 0])].concat()
+    };
+    let mut all_ways = Vec::new();
+    for kind in [libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK] {
+        let kind = kind.cast_unsigned();
+        all_ways.push(("record lock", op::SETLKW, lock(kind, 0)));
+        all_ways.push(("lock of a file", op::SETLK, lock(kind, 1)));
+    }
+    all_ways.push(("who has it", op::GETLK, lock(0, 0)));
+    all(client, file, &all_ways);
 }
 
 fn unnamed_files(client: &mut Client, rootfs: u64) {

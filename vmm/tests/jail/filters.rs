@@ -159,6 +159,21 @@ fn of_the_host() -> Vec<Forbidden> {
             [0, F_SETOWN, 1, 0, 0, 0],
         ),
         call(
+            "fcntl that waits for a lock",
+            libc::SYS_fcntl,
+            [0, unsigned(libc::F_OFD_SETLKW), 0, 0, 0, 0],
+        ),
+        call(
+            "fcntl of a process's locks",
+            libc::SYS_fcntl,
+            [0, unsigned(libc::F_SETLK), 0, 0, 0, 0],
+        ),
+        call(
+            "flock that waits",
+            libc::SYS_flock,
+            [0, unsigned(libc::LOCK_EX), 0, 0, 0, 0],
+        ),
+        call(
             "ioctl of terminals",
             libc::SYS_ioctl,
             [0, 0x5412, 0, 0, 0, 0],

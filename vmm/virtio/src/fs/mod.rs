@@ -42,10 +42,17 @@ pub mod fuzzing;
 mod lent;
 /// What was read of a directory and not yet told.
 mod listing;
+/// The messages about locks.
+mod locking;
+/// Who has locked what.
+mod locks;
 /// Which names a guest may use.
 mod names;
 /// What a guest may remember.
 mod policy;
+/// Locks of an open file.
+#[expect(unsafe_code, reason = "fcntl, with a record that is borrowed for it")]
+mod record;
 /// A session's INIT, said again to a new server.
 mod replay;
 /// One FUSE message in, one out.

@@ -227,9 +227,9 @@ impl Nodes {
         self.realm(inode).open_options(directory)
     }
 
-    /// Whether `inode` is in a volume, where the guest's kernel knows of no access control lists.
-    pub(super) fn is_without_lists(&self, inode: u64) -> bool {
-        self.realm(inode) == Realm::Volume
+    /// Whether `inode` is in a volume, which others have too.
+    pub(super) fn is_of_volume(&self, inode: u64) -> bool {
+        self.realm(inode) == Realm::Volume && self.owner(inode) == Some(&Owner::Guest)
     }
 
     /// Whether `inode`, found in `parent`, is where a rootfs is mounted.
@@ -316,7 +316,7 @@ mod tests {
             let kept = OpenOptions::KEEP_CACHE | OpenOptions::NOFLUSH;
             assert_eq!(nodes.open_options(inode, false), kept);
         }
-        assert!(nodes.is_without_lists(6) && !nodes.is_without_lists(4));
+        assert!(nodes.is_of_volume(6) && !nodes.is_of_volume(4) && !nodes.is_of_volume(5));
         for inode in [ROOT_ID, 2, 5, 6, 99] {
             assert_eq!(nodes.timeout(inode), Duration::ZERO);
             assert_eq!(nodes.absent_timeout(inode), None);

@@ -23,7 +23,7 @@ use vm_memory::ByteValued;
 
 use super::policy::Nodes;
 use super::share::{Share, lock};
-use super::tmpfile;
+use super::{locking, tmpfile};
 
 const IN_HEADER_BYTES: usize = size_of::<InHeader>();
 pub(super) const OUT_HEADER_BYTES: usize = size_of::<OutHeader>();
@@ -78,6 +78,10 @@ impl Server {
         let init = (header.opcode == INIT).then(|| head_of(&reader));
         if header.opcode == TMPFILE {
             return tmpfile::answer(&self.share, header, reader, writer.clone())
+                .unwrap_or_else(|_| refuse(writer, header.unique));
+        }
+        if locking::is_about_locks(header.opcode) {
+            return locking::answer(&self.share, header, reader, writer.clone())
                 .unwrap_or_else(|_| refuse(writer, header.unique));
         }
         self.share.set_listing(header.opcode == READDIRPLUS);

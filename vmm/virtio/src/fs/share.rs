@@ -11,8 +11,9 @@
 //!   ([`super::attributes`]);
 //! - an offset no file has, which the library would panic at, is refused;
 //! - a guest that cannot tell the mounts below the share apart is refused at INIT: two files with one inode number would be one to it;
-//! - a rootfs is not announced as a mount, though it is one: Linux gives announced mounts neither ACLs nor the mark (`SB_NOSEC`) without which
-//!   every write is preceded by a question for `security.capability`. Volumes are, so their inode numbers cannot be taken for the rootfs's.
+//! - locks on files of volumes are taken on the host, and none is waited for ([`super::locks`]);
+//! - a rootfs is not announced as a mount, though it is one: Linux gives announced mounts no mark (`SB_NOSEC`) without which every write is
+//!   preceded by a question for `security.capability`. Volumes are, so their inode numbers cannot be taken for the rootfs's.
 //!
 //! An inode is an `O_PATH` descriptor of this process, and so is an open file. File handles instead of descriptors are not used: overlayfs, the
 //! usual rootfs, decodes none, and `open_by_handle_at` wants `CAP_DAC_READ_SEARCH`, with which a VMM taken over by its guest could open any
@@ -41,11 +42,14 @@ use virtiofsd::soft_idmap::{HostGid, HostUid, Id as _};
 
 use super::lent;
 use super::listing::Listings;
+use super::locks::Locks;
 use super::policy::{Nodes, Owner};
 use super::tmpfile::Wanted;
 use super::top::Top;
 use super::unnamed::{self, UNNAMED_MAX, Unnamed, is_unnamed};
 
+/// Locks.
+mod locked;
 /// The operations of FUSE.
 mod operations;
 
@@ -74,6 +78,8 @@ pub(super) struct Shared {
     listings: Mutex<Listings>,
     /// Files without a name.
     unnamed: Mutex<Unnamed>,
+    /// Locks on files of volumes.
+    locks: Mutex<Locks>,
     /// Whether names are looked up for READDIRPLUS.
     listing: AtomicBool,
     /// When a SYNCFS has ended last.
@@ -131,6 +137,7 @@ impl Share {
             root: root.into(),
             top: Mutex::default(),
             listings: Mutex::default(),
+            locks: Mutex::default(),
             listing: AtomicBool::new(false),
             synced: Mutex::default(),
         })))
@@ -299,44 +306,9 @@ impl Share {
         self.check_change(inode)
     }
 
-    /// Passes who may use `inode` whatever its access control list says, and all where it has none.
-    ///
-    /// Linux gives announced mounts no lists, so the guest's kernel looks at the mode of a volume's
-    /// file alone, and would let in whom the host's list shuts out. Which groups the caller has is
-    /// not told, so a list is not evaluated: who is neither root nor the owner stays outside.
-    ///
-    /// # Errors
-    /// `EACCES`.
-    fn check_list(&self, ctx: Context, inode: u64) -> io::Result<()> {
-        if ctx.uid.is_root() || !lock(&self.nodes).is_without_lists(inode) || is_unnamed(inode) {
-            return Ok(());
-        }
-        match self.files.getxattr(ctx, inode, ACCESS_LIST, 0) {
-            Ok(_) => {}
-            Err(error) if is_no_list(&error) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-        let (attr, _) = self.files.getattr(ctx, inode, None)?;
-        if attr.uid == ctx.uid {
-            return Ok(());
-        }
-        Err(io::Error::from_raw_os_error(libc::EACCES))
-    }
-
     fn timed(&self, inode: u64, attr: Attr) -> (Attr, Duration) {
         (attr, lock(&self.nodes).timeout(inode))
     }
-}
-
-const ACCESS_LIST: &CStr = c"system.posix_acl_access";
-
-/// Whether a question for a list was answered with: there is none, the file system knows none, or
-/// there is no such inode to have one.
-fn is_no_list(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EBADF)
-    )
 }
 
 /// Flags of an open that is more than reading. `O_TMPFILE` makes a file in the directory that is

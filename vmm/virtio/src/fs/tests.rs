@@ -12,8 +12,8 @@ mod hostile;
 mod levels;
 /// Directories that shrink while they are read.
 mod listing;
-/// Access control lists of the host.
-mod lists;
+/// Locks that host and guest have on the same files.
+mod locks;
 /// Names that lead out of the share.
 mod names;
 /// Files without a name, and the attributes of an overlay's upper layer.

@@ -33,6 +33,9 @@ const REMOVEXATTR: u32 = 24;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
+const GETLK: u32 = 31;
+const SETLK: u32 = 32;
+const SETLKW: u32 = 33;
 const CREATE: u32 = 35;
 const FALLOCATE: u32 = 43;
 const READDIRPLUS: u32 = 44;
@@ -72,10 +75,14 @@ const OPERATIONS: &[u32] = &[
     LSEEK,
     COPY_FILE_RANGE,
     TMPFILE,
+    GETLK,
+    SETLK,
+    SETLKW,
 ];
 const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
 const SYNCFS: u32 = 50;
+const FLUSH: u32 = 25;
 /// FORGET, GETATTR, READLINK, STATFS, FSYNC, FLUSH, INIT, RELEASEDIR, FSYNCDIR, ACCESS, INTERRUPT,
 /// DESTROY, BATCH_FORGET, SYNCFS, and some that nobody knows.
 const OTHERS: &[u32] = &[
@@ -84,7 +91,7 @@ const OTHERS: &[u32] = &[
     5,
     17,
     20,
-    25,
+    FLUSH,
     INIT,
     29,
     30,
@@ -94,12 +101,13 @@ const OTHERS: &[u32] = &[
     BATCH_FORGET,
     SYNCFS,
     52,
-    31,
+    37,
     4096,
 ];
 
 /// What a Linux guest offers: submounts, extension, ACLs, umask, extended setxattr,
-/// kill-privileges, many pages, truncating opens, revalidation, supplementary group, cached links.
+/// kill-privileges, many pages, truncating opens, revalidation, supplementary group, cached links,
+/// locks of both kinds.
 const OPTIONS: u64 = 1 << 27
     | 1 << 30
     | 1 << 20
@@ -110,7 +118,9 @@ const OPTIONS: u64 = 1 << 27
     | 1 << 3
     | 1 << 12
     | 1 << 34
-    | 1 << 23;
+    | 1 << 23
+    | 1 << 1
+    | 1 << 10;
 
 const NAMES: &[&[u8]] = &[
     b"c", b"d", b"rootfs", b"mounts", b"0", b"1", b"dir", b"file", b"up", b"away", b"fds", b"new",
@@ -432,6 +442,14 @@ impl Guest {
                     .word(u32::from(input.u8()))
                     .word(0)
             }
+            GETLK | SETLK | SETLKW => {
+                let body = body.long(self.handle(input)).long(owner(input));
+                let body = body.long(offset(input)).long(offset(input));
+                body.word(input.of(&[0u32, 1, 2, 3]))
+                    .word(1)
+                    .word(input.of(&[0u32, 0, 1, u32::MAX]))
+                    .word(0)
+            }
             LSEEK => body
                 .long(self.handle(input))
                 .long(offset(input))
@@ -471,6 +489,13 @@ impl Guest {
                     .word(input.u32())
                     .word(input.u32())
                     .put(&[0; 44])
+                    .0
+            }
+            FLUSH => {
+                Body::default()
+                    .long(self.handle(input))
+                    .long(0)
+                    .long(owner(input))
                     .0
             }
             _ => {
@@ -522,6 +547,11 @@ fn flags(input: &mut Input<'_>) -> u32 {
             0o20_200_000,
             0o1_000_000,
         ])
+}
+
+/// Whose a lock is.
+fn owner(input: &mut Input<'_>) -> u64 {
+    input.of(&[1u64, 2, 3, u64::MAX])
 }
 
 fn offset(input: &mut Input<'_>) -> u64 {

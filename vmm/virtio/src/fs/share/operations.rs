@@ -77,16 +77,19 @@ impl FileSystem for Share {
         if !capable.contains(FsOptions::SUBMOUNTS) {
             return Err(io::Error::from_raw_os_error(libc::EPROTO));
         }
+        self.end_locks();
         lock(&self.nodes).clear();
         self.listings().clear();
         self.unnamed().clear();
         let top = Top::open(&self.root)?;
         *self.top.lock().unwrap_or_else(PoisonError::into_inner) = Some(top);
         // A symbolic link never changes: a new target is a new inode.
-        Ok(self.files.init(capable)? | FsOptions::CACHE_SYMLINKS)
+        let own = FsOptions::CACHE_SYMLINKS | FsOptions::POSIX_LOCKS | FsOptions::FLOCK_LOCKS;
+        Ok(self.files.init(capable)? | own)
     }
 
     fn destroy(&self) {
+        self.end_locks();
         lock(&self.nodes).clear();
         self.listings().clear();
         self.unnamed().clear();
@@ -95,9 +98,6 @@ impl FileSystem for Share {
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         lock(&self.nodes).check_held(parent)?;
-        if !self.listing.load(Ordering::Relaxed) {
-            self.check_list(ctx, parent)?;
-        }
         match self.files.lookup(ctx, parent, names::check(name)?) {
             Ok(entry) => Ok(self.admit(parent, name, entry)),
             // Gone since it was read, or one too many: it is told of without attributes.
@@ -154,9 +154,6 @@ impl FileSystem for Share {
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
         self.check_change(inode)?;
-        if valid.contains(SetattrValid::SIZE) && handle.is_none() {
-            self.check_list(ctx, inode)?;
-        }
         if is_unnamed(inode) {
             let file = self.unnamed().file(inode)?;
             unnamed::change(&file, &attr, valid)?;
@@ -264,7 +261,6 @@ impl FileSystem for Share {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.check_open(inode, flags)?;
-        self.check_list(ctx, inode)?;
         if is_unnamed(inode) {
             let handle = self
                 .unnamed()
@@ -356,6 +352,7 @@ impl FileSystem for Share {
     }
 
     fn flush(&self, ctx: Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
+        self.end_locks_of(ctx, inode, lock_owner);
         if is_unnamed(inode) {
             return self.unnamed().opened(inode, handle).map(drop);
         }
@@ -402,6 +399,7 @@ impl FileSystem for Share {
         flock_release: bool,
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
+        self.end_locks_by(ctx, inode, handle);
         if is_unnamed(inode) {
             return self.unnamed().release(inode, handle);
         }
@@ -489,7 +487,6 @@ impl FileSystem for Share {
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
         self.check_open(inode, flags)?;
-        self.check_list(ctx, inode)?;
         let (handle, options) = self.files.opendir(ctx, inode, flags)?;
         Ok((
             handle,

@@ -51,6 +51,8 @@ pub(super) fn linux_options() -> FsOptions {
         | FsOptions::AUTO_INVAL_DATA
         | FsOptions::CREATE_SUPP_GROUP
         | FsOptions::CACHE_SYMLINKS
+        | FsOptions::POSIX_LOCKS
+        | FsOptions::FLOCK_LOCKS
 }
 
 /// The driver's side of one queue in fake guest memory.
@@ -108,8 +110,6 @@ pub(super) struct Client {
     view: View,
     pub(super) server: Server,
     unique: u64,
-    /// Who asks; 0 is who the tests are run by.
-    pub(super) user: u32,
 }
 
 impl Client {
@@ -169,7 +169,6 @@ impl Client {
             view: View::new(memory).unwrap(),
             server: Server::new(share),
             unique: 0,
-            user: 0,
         }
     }
 
@@ -198,10 +197,7 @@ impl Client {
             opcode: opcode as u32,
             unique: self.unique,
             nodeid: inode,
-            uid: GuestUid::from(match self.user {
-                0 => rustix::process::geteuid().as_raw(),
-                user => user,
-            }),
+            uid: GuestUid::from(rustix::process::geteuid().as_raw()),
             gid: GuestGid::from(rustix::process::getegid().as_raw()),
             ..InHeader::default()
         };
