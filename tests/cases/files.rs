@@ -10,7 +10,7 @@ use std::process::Command;
 use harness::{Bundle, Runtime};
 use serde_json::json;
 
-const CHECKS: [&str; 13] = [
+const CHECKS: [&str; 14] = [
     "shrinking",
     "unnamed",
     "exchange",
@@ -24,6 +24,7 @@ const CHECKS: [&str; 13] = [
     "privileges-cleared",
     "statistics",
     "mapped-for-the-host",
+    "lists",
 ];
 
 const CAPABILITIES: [&str; 7] = [
@@ -185,17 +186,17 @@ fn an_overlay_keeps_its_upper_layer_on_a_volume() {
     assert!(volume.path().join("u/elsewhere").exists());
 }
 
-/// Writes a file that everybody may read but user 1000, by its access control list.
-fn listed(path: &Path) {
+/// Writes a file with an access control list that says what `user` may, and what all others.
+fn listed(path: &Path, (user, its): (u32, u16), others: u16) {
     fs::write(path, "secret\n").unwrap();
     // Version 2; then tag, permissions and id of each entry.
     let mut list = 2u32.to_le_bytes().to_vec();
     for (tag, permissions, id) in [
         (1u16, 6u16, u32::MAX),
-        (2, 0, 1000),
-        (4, 4, u32::MAX),
+        (2, its, user),
+        (4, others, u32::MAX),
         (16, 4, u32::MAX),
-        (32, 4, u32::MAX),
+        (32, others, u32::MAX),
     ] {
         list.extend(tag.to_le_bytes());
         list.extend(permissions.to_le_bytes());
@@ -206,19 +207,24 @@ fn listed(path: &Path) {
 }
 
 #[test]
-fn a_list_of_the_hosts_shuts_its_user_out() {
+fn a_list_of_the_hosts_shuts_its_user_out_or_lets_him_in() {
     let volume = Volume::new();
-    let bundle = Bundle::busybox()
-        .shell(
-            "for file in /listed /vol/listed; do cat $file 2>/dev/null || echo denied; done; \
-             cat /vol/free",
-        )
-        .bind(&volume.path(""), "/vol", &["rbind", "rw"])
-        .with("/process/user", json!({"uid": 1000, "gid": 1000}))
-        .capabilities(&[]);
-    listed(&bundle.rootfs().join("listed"));
-    listed(&volume.path("listed"));
-    fs::write(volume.path("free"), "free\n").unwrap();
-    let output = Runtime::from_environment().run(&bundle);
-    output.assert_prints("denied\ndenied\nfree\n");
+    let look = "for file in /out /vol/out /vol/in; do cat $file 2>/dev/null || echo denied; done";
+    let reader = || {
+        let bundle = Bundle::busybox()
+            .shell(look)
+            .bind(&volume.path(""), "/vol", &["rbind", "rw"])
+            .with("/process/user", json!({"uid": 1000, "gid": 1000}))
+            .capabilities(&[]);
+        fs::create_dir(bundle.rootfs().join("vol")).unwrap();
+        bundle
+    };
+    // The second container's user 1000 is 101000 to its kernel and to the host's files.
+    for (user, bundle) in [(1000, reader()), (101_000, reader().own_users(65_536))] {
+        listed(&bundle.rootfs().join("out"), (user, 0), 4);
+        listed(&volume.path("out"), (user, 0), 4);
+        listed(&volume.path("in"), (user, 4), 0);
+        let output = Runtime::from_environment().run(&bundle);
+        output.assert_prints("denied\ndenied\nsecret\n");
+    }
 }

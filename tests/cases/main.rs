@@ -32,6 +32,7 @@ mod kernel;
 mod leaks;
 mod limits;
 mod liveness;
+mod locks;
 mod metadata;
 mod namespaces;
 mod notify;

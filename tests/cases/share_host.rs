@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use harness::{Bundle, Engine, Runtime, only_husk};
+use harness::{Bundle, Engine, Runtime, only_husk, wait};
 use serde_json::json;
 
 const LOOP: &str = "trap 'exit 5' TERM; echo up; while :; do sleep 0.1; done";
@@ -196,6 +196,37 @@ fn files_of_the_hosts_kernel_are_left_out_of_a_folder_and_stay_on_the_host() {
         fs::read_to_string(mounts.path("inner/file")).unwrap(),
         "inner"
     );
+}
+
+#[test]
+fn the_host_unmounts_what_it_had_mounted_below_a_volume_once_nobody_uses_it() {
+    let mounts = Mounts::new();
+    run("mount", &["--make-shared", &mounts.path("")]);
+    fs::write(mounts.path("inner/file"), "inner\n").unwrap();
+    let script = "exec 3</data/inner/file; cat <&3; trap 'exec 3<&-; echo closed' USR1; \
+        while :; do sleep 0.1; done";
+    let folder = mounts.path("");
+    let bundle =
+        Bundle::busybox()
+            .shell(script)
+            .bind(Path::new(&folder), "/data", &["rbind", "rslave"]);
+    let engine = Engine::of(bundle);
+    let process = engine.make(&["run", "--detach"], &[]);
+    engine.await_output("inner\n");
+    let unmounted = || {
+        let mut command = Command::new("umount");
+        command.arg(mounts.path("inner")).stderr(Stdio::null());
+        command.status().unwrap().success()
+    };
+    assert!(!unmounted(), "a file in it is open");
+    let words = ["kill", &engine.id, "USR1"];
+    engine.runtime.call(&words).assert_status(0);
+    engine.await_output("inner\nclosed\n");
+    wait::until("unmounted", unmounted);
+    let list = ["exec", &engine.id, "ls", "/data/inner"];
+    engine.runtime.call(&list).assert_prints("");
+    engine.call(&["delete", "--force"]).assert_status(0);
+    assert_eq!(process.wait(), 137);
 }
 
 /// A process with a network namespace of its own.

@@ -11,6 +11,7 @@ mod mapping;
 mod posix;
 #[expect(unsafe_code, reason = "ports and sockets that have no safe face")]
 mod raw;
+mod sharing;
 
 use std::process::ExitCode;
 
@@ -44,7 +45,7 @@ fn holds(name: &str) -> anyhow::Result<()> {
     if let Some((_, attack)) = attacks::ALL.iter().find(|attack| attack.0 == name) {
         return attack();
     }
-    let mut all = checks::ALL.iter().chain(posix::ALL);
+    let mut all = checks::ALL.iter().chain(posix::ALL).chain(sharing::ALL);
     let check = all.find(|check| check.0 == name);
     let (_, check) = check.context("there is no such check")?;
     let folder = std::env::var_os("WORK").unwrap_or_else(|| "/work".into());

@@ -37,6 +37,44 @@ pub(crate) fn call(number: libc::c_long) -> io::Result<libc::c_long> {
     }
 }
 
+/// Lets a signal interrupt what this process waits for, in a moment and then again and again: it
+/// may not wait yet.
+pub(crate) fn alarm_soon() -> io::Result<()> {
+    extern "C" fn heard(_: libc::c_int) {}
+    let handler = heard as extern "C" fn(libc::c_int);
+    // SAFETY: all zeros are a sigaction without flags, so that calls are not taken up again.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as libc::sighandler_t;
+    // SAFETY: the handler touches nothing, and `action` is read during the call only.
+    checked(unsafe { libc::sigaction(libc::SIGALRM, &raw const action, std::ptr::null_mut()) })?;
+    let moment = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 200_000,
+    };
+    let timer = libc::itimerval {
+        it_interval: moment,
+        it_value: moment,
+    };
+    set_timer(&timer)
+}
+
+/// No more signals.
+pub(crate) fn no_alarm() -> io::Result<()> {
+    let never = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    set_timer(&libc::itimerval {
+        it_interval: never,
+        it_value: never,
+    })
+}
+
+fn set_timer(timer: &libc::itimerval) -> io::Result<()> {
+    // SAFETY: the timer is read during the call only.
+    checked(unsafe { libc::setitimer(libc::ITIMER_REAL, timer, std::ptr::null_mut()) }).map(drop)
+}
+
 /// Connects to a port of a context.
 pub(crate) fn connect(cid: u32, port: u32) -> io::Result<File> {
     let socket = vsock()?;
