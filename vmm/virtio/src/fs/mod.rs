@@ -19,7 +19,7 @@
 //!
 //! **Ways to fail.** A chain that does not lie in memory, or rings that lie, stop the device (`DEVICE_NEEDS_RESET`). Everything else a guest can
 //! send is answered with an errno; a root that cannot be opened is the errno of INIT. On the host: a mount below the share is busy while the guest holds
-//! inodes of it; unmount it in the guest first, or lazily.
+//! inodes of it, which is while files of it are open and some seconds longer.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
