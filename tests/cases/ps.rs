@@ -1,6 +1,6 @@
 //! The processes of a container.
 
-use harness::{Background, Bundle, Runtime, only_husk};
+use harness::{Background, Bundle, Runtime};
 
 const SCRIPT: &str = "sleep 1000 & echo up; wait";
 
@@ -57,13 +57,37 @@ fn a_created_container_has_one_and_a_stopped_one_none() {
     container.remove();
 }
 
+/// Of each line the words, but for the columns behind the last of them.
+fn words(text: &str, count: usize) -> Vec<Vec<&str>> {
+    let lines = text.lines();
+    let lines = lines.map(|line| line.split_whitespace().take(count).collect());
+    lines.collect()
+}
+
 #[test]
-fn options_that_only_the_hosts_ps_has_are_refused() {
-    only_husk("runc calls the host's ps");
+fn options_of_ps_choose_what_is_shown() {
     let runtime = Runtime::from_environment();
-    let container = Background::created(&runtime, Bundle::busybox());
-    let refused = runtime.call(&["ps", &container.id, "-o", "pid"]);
-    refused.assert_refused(&["-o pid", "-ef"]);
-    runtime.call(&["ps", &container.id, "-ef"]).assert_status(0);
+    let script = "sleep 1000 & renice -n 5 -p $!; until grep -q sleep /proc/$!/comm; do sleep 0.1; done; echo up; wait";
+    let mut container = Background::started(&runtime, Bundle::busybox().shell(script));
+    container.wait_for("up\n");
+    let shown = |options: &[&str]| {
+        let output = runtime.call(&[&["ps", &container.id], options].concat());
+        output.assert_status(0);
+        output.text()
+    };
+    let text = shown(&["-eo", "pid,ppid,ni,user,stat,comm"]);
+    let table = words(&text, 6);
+    assert_eq!(table[0], ["PID", "PPID", "NI", "USER", "STAT", "COMMAND"]);
+    assert_eq!((table[1][2], table[1][3], table[1][5]), ("0", "root", "sh"));
+    assert_eq!((table[2][1], table[2][2]), (table[1][0], "5"), "{text}");
+    assert_eq!((table[2][4], table[2][5]), ("SN", "sleep"), "{text}");
+    let text = shown(&["aux"]);
+    let table = words(&text, 6);
+    assert_eq!(table[0], ["USER", "PID", "%CPU", "%MEM", "VSZ", "RSS"]);
+    assert!(table[1][5].parse::<u64>().unwrap() > 0, "{text}");
+    assert!(text.ends_with("sleep 1000\n"), "{text}");
+    assert_eq!(words(&shown(&["-ef"]), 3)[0], ["UID", "PID", "PPID"]);
+    let refused = runtime.call(&["ps", &container.id, "-Z!"]);
+    assert_ne!(refused.status, 0, "{refused:?}");
     container.remove();
 }

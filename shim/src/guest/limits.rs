@@ -31,6 +31,9 @@ pub const ALL_ARGUMENTS_MAX: usize = 256 * 1024;
 /// One argument of a process; the rest of it is left out. `ps` shows a line for each process.
 pub const ARGUMENT_MAX_BYTES: usize = 4 * 1024;
 
+/// The name of a program: 15 bytes, of which each may have become a character of 3.
+pub const PROGRAM_MAX_BYTES: usize = 45;
+
 /// The name of a terminal, `pts/0`.
 pub const TERMINAL_MAX_BYTES: usize = 32;
 

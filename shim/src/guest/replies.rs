@@ -148,6 +148,20 @@ fn process(bytes: &[u8], arguments_max: usize) -> Result<ProcessInfo, Malformed>
                     process.command.push(word);
                 }
             }
+            (8, Value::Number(number)) => process.gid = fields.short(number)?,
+            (9, Value::Number(number)) => process.process_group = fields.short(number)?,
+            (10, Value::Number(number)) => process.session = fields.short(number)?,
+            (11, Value::Number(number)) => process.foreground = number != 0,
+            (12, Value::Bytes(letter)) => process.state = text::clean(fields.text(letter)?, 1),
+            (13, Value::Bytes(name)) => {
+                process.name = text::clean(fields.text(name)?, limits::PROGRAM_MAX_BYTES);
+            }
+            (14, Value::Number(number)) => process.niceness = fields.short(number)?,
+            (15, Value::Number(number)) => process.priority = fields.short(number)?,
+            (16, Value::Number(number)) => process.threads = fields.short(number)?,
+            (17, Value::Number(number)) => process.resident_bytes = number,
+            (18, Value::Number(number)) => process.virtual_bytes = number,
+            (19, Value::Number(number)) => process.memory_permille = fields.short(number)?,
             _ => return Err(fields.unknown()),
         }
     }
@@ -176,6 +190,18 @@ mod tests {
             cpu_ns: 6,
             terminal: "pts/0".into(),
             command: vec!["sh".into(), "-c".into()],
+            gid: 8,
+            process_group: 9,
+            session: 10,
+            foreground: true,
+            state: "S".into(),
+            name: "sh".into(),
+            niceness: 20,
+            priority: 19,
+            threads: 2,
+            resident_bytes: 17,
+            virtual_bytes: 18,
+            memory_permille: 19,
             ..Default::default()
         };
         let reply = wire::ProcessesResponse {
