@@ -23,9 +23,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use crate::mount_attributes::{self, Change};
-use crate::spec::{Bind, HostPart};
+use crate::spec::{Bind, HostPart, ReadOnly};
 use crate::state::StateDir;
 use crate::supervise::View;
+use kernel_files::Table;
 use place::Place;
 
 mod kernel_files;
@@ -250,7 +251,11 @@ impl Share {
             let has = |name: &str| mount.options.iter().any(|option| option == name);
             let bind = Bind {
                 source: PathBuf::from(&mount.source),
-                read_only: has("ro"),
+                read_only: if has("ro") {
+                    ReadOnly::Itself
+                } else {
+                    ReadOnly::Nothing
+                },
                 recursive: has("rbind"),
                 ..Bind::default()
             };
@@ -318,6 +323,16 @@ impl ContainerFiles {
             attached.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Where in each bind of `host` something else is mounted, those outside first.
+    pub(crate) fn mounts_below(&self, host: &HostPart) -> Result<Vec<Vec<PathBuf>>, RootfsError> {
+        if !host.binds.iter().any(|bind| bind.recursive) {
+            return Ok(Vec::new());
+        }
+        let table = Table::read(None).map_err(RootfsError::Table)?;
+        let below = self.trees.volumes.iter().map(|tree| table.places_in(tree));
+        below.collect::<io::Result<_>>().map_err(RootfsError::Table)
     }
 
     /// Takes the container's files away from the guest. What cannot be taken away stays until the share itself vanishes.

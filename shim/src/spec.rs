@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::hooks::Hooks;
 use crate::id_map::IdMap;
 
+mod below;
 mod capability;
 mod defaults;
 mod id_map;
@@ -94,14 +95,40 @@ pub(crate) struct Bind {
     pub(crate) source: PathBuf,
     /// Absolute, in the container.
     pub(crate) destination: PathBuf,
-    /// Not even the VMM may write to it.
-    pub(crate) read_only: bool,
+    /// What not even the VMM may write to.
+    pub(crate) read_only: ReadOnly,
     /// With the mounts below it.
     pub(crate) recursive: bool,
     /// Mounts that appear below it later are seen.
     pub(crate) follows_host: bool,
     /// Its files have other owners.
     pub(crate) id_map: Option<IdMap>,
+}
+
+/// How much of a bind mount is read-only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ReadOnly {
+    #[default]
+    Nothing,
+    /// Not what is mounted below it.
+    Itself,
+    WithAllBelow,
+}
+
+impl ReadOnly {
+    /// Of contrary options the last counts, and those for all mounts count more than those for the first.
+    fn of(options: &[String]) -> Self {
+        let last = |on: &str, off: &str| {
+            let mut said = options.iter().rev();
+            let word = said.find(|option| *option == on || *option == off);
+            word.map(|word| word == on)
+        };
+        match (last("rro", "rrw"), last("ro", "rw")) {
+            (Some(true), _) => Self::WithAllBelow,
+            (None, Some(true)) => Self::Itself,
+            _ => Self::Nothing,
+        }
+    }
 }
 
 /// Why a configuration cannot be run.
@@ -407,7 +434,7 @@ fn take_bind(
     binds.push(Bind {
         source,
         destination: mount.destination().clone(),
-        read_only: has("ro") || has("rro"),
+        read_only: ReadOnly::of(&options),
         recursive: has("rbind"),
         follows_host: ["slave", "rslave", "shared", "rshared"]
             .into_iter()

@@ -1,5 +1,7 @@
 //! Files and folders of the host in a container, and its root file system made read-only.
 
+use std::process::Command;
+
 use harness::{Bundle, Runtime};
 use serde_json::json;
 
@@ -87,4 +89,65 @@ fn options_of_a_bind_mount_hold() {
         .shell("/data/busybox true 2>/dev/null || echo refused; grep -c ' /data .*nosuid.*nodev.*noexec' /proc/self/mountinfo")
         .bind(host.path(), "/data", &["bind", "noexec", "nosuid", "nodev"]);
     run(&bundle).assert_prints("refused\n1\n");
+}
+
+/// Host mounts below a folder, unmounted when dropped.
+struct Mounts(tempfile::TempDir);
+
+impl Mounts {
+    fn of(places: &[&str]) -> Self {
+        let mounts = Self(tempfile::tempdir().unwrap());
+        for place in places {
+            let path = mounts.0.path().join(place);
+            std::fs::create_dir_all(&path).unwrap();
+            let mount = Command::new("mount")
+                .args(["-t", "tmpfs", "case"])
+                .arg(path)
+                .status();
+            assert!(mount.unwrap().success());
+        }
+        mounts
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-R").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn attributes_are_those_of_one_mount_or_of_all_below_it() {
+    let mounts = Mounts::of(&[".", "below", "below/far below"]);
+    let script = "for m in /flat /deep /all; do for d in $m $m/below \"$m/below/far below\"; do \
+        touch \"$d/x\" 2>/dev/null && echo \"$d written\"; done; done; \
+        sed -n 's/^[^/]* [^ ]* \\(\\/\\(flat\\|deep\\|all\\)[^ ]*\\) \\([^ ]*\\) .*/\\1 \\3/p' /proc/self/mountinfo";
+    let bundle = Bundle::busybox()
+        .shell(script)
+        .bind(
+            mounts.0.path(),
+            "/flat",
+            &["rbind", "ro", "noexec", "noatime"],
+        )
+        .bind(mounts.0.path(), "/deep", &["rbind", "rro", "nosuid"])
+        .bind(
+            mounts.0.path(),
+            "/all",
+            &[
+                "rbind",
+                "rnosuid",
+                "rnodev",
+                "rnoexec",
+                "rnoatime",
+                "rnodiratime",
+            ],
+        );
+    let all = "rw,nosuid,nodev,noexec,noatime,nodiratime";
+    run(&bundle).assert_prints(&format!(
+        "/flat/below written\n/flat/below/far below written\n\
+         /all written\n/all/below written\n/all/below/far below written\n\
+         /flat ro,noexec,noatime\n/flat/below rw,relatime\n/flat/below/far\\040below rw,relatime\n\
+         /deep ro,nosuid,relatime\n/deep/below ro,relatime\n/deep/below/far\\040below ro,relatime\n\
+         /all {all}\n/all/below {all}\n/all/below/far\\040below {all}\n"
+    ));
 }

@@ -40,6 +40,10 @@ pub const SHARE_DIR: &str = "/run/husk/share";
 /// The option of a tmpfs that all containers of the VM share which are given the same name behind it.
 pub const SHARED_MEMORY: &str = "husk.shared=";
 
+/// The option of a recursive bind that names a place in it, behind this, where the host has mounted something: the
+/// guest's kernel mounts it there when it is looked at, and then with the options of the bind.
+pub const MOUNT_BELOW: &str = "husk.below=";
+
 /// The type of a mount that is the directory of the container's notify socket, `notify.sock`.
 pub const NOTIFY_MOUNT: &str = "husk.notify";
 

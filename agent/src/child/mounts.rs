@@ -2,9 +2,9 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, fchmod, fstat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fchmod, fstat, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
@@ -128,7 +128,14 @@ pub(super) fn restrict(
 /// A mount of the container that is nowhere yet.
 fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<OwnedFd, Errno> {
     match &mount.kind {
-        MountKind::Bind { source, recursive } => clone_tree(source, *recursive),
+        MountKind::Bind { source, recursive } => {
+            let tree = clone_tree(source, *recursive)?;
+            // Those with an r in front are for all, and are taken over from the mount above.
+            if !mount.attributes.is_empty() {
+                mount_below(&tree, &mount.below);
+            }
+            Ok(tree)
+        }
         MountKind::Cgroup if container.unshare.contains(Namespaces::CGROUP) => {
             new_file_system("cgroup2", "cgroup", &[])
         }
@@ -144,6 +151,17 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
         },
         // Nothing is made for a remount, and what is shared has become a bind.
         MountKind::Remount | MountKind::Notify | MountKind::Shared { .. } => Err(Errno::INVAL),
+    }
+}
+
+/// Has the kernel mount what it would mount later by itself, with the attributes that the mount above has by then. What the host
+/// has unmounted meanwhile, or covered, is not there.
+fn mount_below(tree: &OwnedFd, places: &[PathBuf]) {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    for place in places {
+        // Looked up, it is mounted; the descriptor is not needed.
+        let _ = openat2(tree, place, flags, Mode::empty(), resolve);
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_api::{NOTIFY_MOUNT, SHARED_MEMORY};
+use agent_api::{MOUNT_BELOW, NOTIFY_MOUNT, SHARED_MEMORY};
 use serde::{Deserialize, Serialize};
 
 use super::PlanError;
@@ -16,6 +16,8 @@ pub(crate) struct Mount {
     /// Inside the container.
     pub(crate) destination: PathBuf,
     pub(crate) kind: MountKind,
+    /// Places in it where the kernel mounts by itself what the host has mounted there.
+    pub(crate) below: Vec<PathBuf>,
     pub(crate) attributes: Attributes,
     /// For the mount and all below it.
     pub(crate) recursive: Attributes,
@@ -188,6 +190,7 @@ pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError>
     let mut mount = Mount {
         destination,
         kind,
+        below: Vec::new(),
         attributes: Attributes::default(),
         recursive: Attributes::default(),
         propagation: None,
@@ -195,6 +198,10 @@ pub(super) fn read(given: &oci_spec::runtime::Mount) -> Result<Mount, PlanError>
     };
     let mut shared = None;
     for option in options {
+        if let Some(path) = option.strip_prefix(MOUNT_BELOW) {
+            mount.below.push(path.into());
+            continue;
+        }
         match option.strip_prefix(SHARED_MEMORY) {
             Some(name) if fstype == "tmpfs" => shared = Some(name.to_owned()),
             _ => apply(&mut mount, option)?,

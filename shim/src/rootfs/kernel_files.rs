@@ -149,6 +149,19 @@ impl Table {
         }
         inner
     }
+
+    /// Where other mounts are in the mount `tree`, as paths in it, the outer ones first.
+    pub(super) fn places_in(&self, tree: &OwnedFd) -> io::Result<Vec<PathBuf>> {
+        let id = mount_id(tree)?;
+        let Some(top) = self.mounts.iter().find(|mount| mount.id == id) else {
+            return Ok(Vec::new());
+        };
+        let inner = self.below(id).into_iter();
+        let places = inner.filter_map(|mount| mount.point.strip_prefix(&top.point).ok());
+        // Another one on top of it is what is seen in its place.
+        let places = places.filter(|place| !place.as_os_str().is_empty());
+        Ok(places.map(PathBuf::from).collect())
+    }
 }
 
 /// A copy of `tree`, which is attached nowhere, without what a guest must not have; and where that was.

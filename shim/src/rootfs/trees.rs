@@ -18,7 +18,7 @@ use super::kernel_files::{self, Device, Table};
 use super::{RootfsError, Share};
 use crate::id_map;
 use crate::mount_attributes::{self, Change};
-use crate::spec::{Bind, HostPart};
+use crate::spec::{Bind, HostPart, ReadOnly};
 use crate::stdio::Lender;
 use crate::supervise::View;
 
@@ -168,8 +168,9 @@ fn copy_volume(source: &OwnedFd, bind: &Bind, table: &Table) -> io::Result<Owned
     if let Some(map) = &bind.id_map {
         id_map::map_owners(tree.as_fd(), map)?;
     }
-    if bind.read_only {
-        mount_attributes::set(tree.as_fd(), Change::ReadOnly, false)?;
+    if bind.read_only != ReadOnly::Nothing {
+        let with_all_below = bind.read_only == ReadOnly::WithAllBelow;
+        mount_attributes::set(tree.as_fd(), Change::ReadOnly, with_all_below)?;
     }
     Ok(tree)
 }

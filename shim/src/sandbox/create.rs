@@ -173,7 +173,9 @@ fn read_bundle(request: &CreateRequest) -> Result<Split, TaskError> {
 
 /// The slow part: files while the VM boots, then the streams and the guest's half of the work.
 async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made, Unmade> {
-    let (files, stand_in) = offer_files(&begun, &request, &split.host).await?;
+    let (files, below, stand_in) = offer_files(&begun, &request, &split.host).await?;
+    let mut split = split;
+    split.add_mounts_below(&request.id, &below);
     let host = split.host.clone();
     let (streams, guest_pid) = match make_in_guest(&begun, &request, split).await {
         Ok(made) => made,
@@ -197,21 +199,30 @@ async fn make(begun: Begun, request: CreateRequest, split: Split) -> Result<Made
     })
 }
 
+/// A container's files, where in each of its binds something else is mounted, and who has lent them.
+type Offered = (ContainerFiles, Vec<Vec<PathBuf>>, Option<Lender>);
+
 /// The container's files, in the share.
 async fn offer_files(
     begun: &Begun,
     request: &CreateRequest,
     host: &HostPart,
-) -> Result<(ContainerFiles, Option<Lender>), TaskError> {
+) -> Result<Offered, TaskError> {
     let (share, request, host) = (begun.share.clone(), request.clone(), host.clone());
     let what = format!("what {} is made of", request.id);
     let offered = move || {
         let (trees, stand_in) = trees(&request, &host, &share)?;
         let files = share.add(&request.id, trees, &host, &request.rootfs)?;
-        Ok((files, stand_in))
+        match files.mounts_below(&host) {
+            Ok(below) => Ok((files, below, stand_in)),
+            Err(error) => {
+                files.remove();
+                Err(error.into())
+            }
+        }
     };
-    let too_late = |offered: Result<(ContainerFiles, _), TaskError>| {
-        if let Ok((files, _)) = offered {
+    let too_late = |offered: Result<Offered, TaskError>| {
+        if let Ok((files, ..)) = offered {
             files.remove();
         }
     };

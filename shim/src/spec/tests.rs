@@ -1,5 +1,7 @@
 //! The split, case by case, on small configurations.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -103,10 +105,46 @@ fn binds_become_the_shares_in_order() {
     assert_eq!(
         split_of(&config).unwrap().host.binds,
         [
-            bind("/srv/data", "/data", true, true, false),
-            bind("hosts", "/etc/hosts", false, false, true)
+            bind("/srv/data", "/data", ReadOnly::Itself, true, false),
+            bind("hosts", "/etc/hosts", ReadOnly::Nothing, false, true)
         ]
     );
+}
+
+#[test]
+fn the_last_option_says_how_much_of_a_bind_is_read_only() {
+    let of = |options: &[&str]| {
+        let mount =
+            json!([{"destination": "/m", "type": "bind", "source": "/s", "options": options}]);
+        split_of(&with("/mounts", mount)).unwrap().host.binds[0].read_only
+    };
+    for (options, expected) in [
+        (&["rbind"][..], ReadOnly::Nothing),
+        (&["rbind", "ro"], ReadOnly::Itself),
+        (&["rbind", "ro", "rw"], ReadOnly::Nothing),
+        (&["rbind", "rw", "rro"], ReadOnly::WithAllBelow),
+        (&["rbind", "rro", "rw"], ReadOnly::WithAllBelow),
+        (&["rbind", "ro", "rrw"], ReadOnly::Nothing),
+    ] {
+        assert_eq!(of(options), expected, "{options:?}");
+    }
+}
+
+#[test]
+fn what_is_mounted_below_a_bind_is_told_to_the_agent() {
+    let mounts = json!([
+        {"destination": "/t", "type": "tmpfs", "source": "t"},
+        {"destination": "/a", "type": "bind", "source": "/a", "options": ["rbind", "ro"]},
+        {"destination": "/b", "type": "bind", "source": "/b", "options": ["rbind"]},
+    ]);
+    let mut split = split_of(&with("/mounts", mounts)).unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\xff").into();
+    let below = [Vec::new(), vec!["x".into(), name, "x/y z".into()]];
+    split.add_mounts_below("c1", &below);
+    let guest: Value = serde_json::from_slice(&split.guest_json(&[]).unwrap()).unwrap();
+    assert_eq!(guest["mounts"][1]["options"], json!(["rbind", "ro"]));
+    let told = json!(["rbind", "husk.below=x", "husk.below=x/y z"]);
+    assert_eq!(guest["mounts"][2]["options"], told);
 }
 
 #[test]
