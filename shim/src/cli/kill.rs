@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::str::FromStr as _;
 
+use nix::libc::{self, c_int};
 use nix::sys::signal::Signal;
 
 use super::Failure;
@@ -75,8 +76,24 @@ fn signal_number(text: &str) -> Result<u32, String> {
     } else {
         format!("SIG{name}")
     };
-    let signal = Signal::from_str(&name).map_err(|_| format!("unknown signal {text:?}"))?;
-    Ok((signal as i32).unsigned_abs())
+    let number = real_time_number(&name);
+    if let Some(number) = number.or_else(|| Signal::from_str(&name).ok().map(|it| it as i32)) {
+        return Ok(number.unsigned_abs());
+    }
+    Err(format!("unknown signal {text:?}"))
+}
+
+/// Those without a name of their own, as crun takes them: `SIGRTMIN+3` stops systemd.
+fn real_time_number(name: &str) -> Option<c_int> {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let number = match name.strip_prefix("SIGRTM")?.split_at_checked(2)? {
+        ("IN", "") => first,
+        ("AX", "") => last,
+        ("IN", offset) => first.checked_add(offset.strip_prefix('+')?.parse().ok()?)?,
+        ("AX", offset) => last.checked_sub(offset.strip_prefix('-')?.parse().ok()?)?,
+        _ => return None,
+    };
+    (first..=last).contains(&number).then_some(number)
 }
 
 #[cfg(test)]
@@ -90,7 +107,17 @@ mod tests {
         }
         assert_eq!(signal_number("34"), Ok(34));
         assert_eq!(signal_number("0"), Ok(0));
-        for text in ["65", "-1", "SIGNONE", ""] {
+        for (text, number) in [
+            ("RTMIN", 34),
+            ("sigrtmin+3", 37),
+            ("RTMAX", 64),
+            ("SIGRTMAX-1", 63),
+        ] {
+            assert_eq!(signal_number(text), Ok(number), "{text}");
+        }
+        for text in [
+            "65", "-1", "SIGNONE", "", "RTMIN+31", "RTMIN-1", "RTMAX-31", "RTMIN+", "RTM",
+        ] {
             assert!(signal_number(text).is_err(), "{text}");
         }
     }
