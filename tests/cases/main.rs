@@ -27,6 +27,7 @@ mod hooks;
 mod hostile_container;
 mod hostile_guest;
 mod id_maps;
+mod images;
 mod jail;
 mod kernel;
 mod leaks;
