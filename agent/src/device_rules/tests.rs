@@ -1,3 +1,5 @@
+//! What the program lets through, by a machine of the tests' own that runs it.
+
 use oci_spec::runtime::LinuxDeviceCgroup;
 use serde_json::{Value, json};
 
