@@ -325,13 +325,19 @@ impl ContainerFiles {
         Ok(())
     }
 
-    /// Where in each bind of `host` something else is mounted, those outside first.
+    /// Where in each bind of `host` something else is mounted for good, those outside first. In one that follows the host, mounts
+    /// come and go, and a guest that keeps one would keep the host from unmounting it.
     pub(crate) fn mounts_below(&self, host: &HostPart) -> Result<Vec<Vec<PathBuf>>, RootfsError> {
-        if !host.binds.iter().any(|bind| bind.recursive) {
+        let keeps = |bind: &Bind| bind.recursive && !bind.follows_host;
+        if !host.binds.iter().any(keeps) {
             return Ok(Vec::new());
         }
         let table = Table::read(None).map_err(RootfsError::Table)?;
-        let below = self.trees.volumes.iter().map(|tree| table.places_in(tree));
+        let volumes = host.binds.iter().zip(&self.trees.volumes);
+        let below = volumes.map(|(bind, tree)| match keeps(bind) {
+            true => table.places_in(tree),
+            false => Ok(Vec::new()),
+        });
         below.collect::<io::Result<_>>().map_err(RootfsError::Table)
     }
 

@@ -129,12 +129,11 @@ pub(super) fn restrict(
 fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<OwnedFd, Errno> {
     match &mount.kind {
         MountKind::Bind { source, recursive } => {
-            let tree = clone_tree(source, *recursive)?;
             // Those with an r in front are for all, and are taken over from the mount above.
             if !mount.attributes.is_empty() {
-                mount_below(&tree, &mount.below);
+                mount_below(source, &mount.below)?;
             }
-            Ok(tree)
+            clone_tree(source, *recursive)
         }
         MountKind::Cgroup if container.unshare.contains(Namespaces::CGROUP) => {
             new_file_system("cgroup2", "cgroup", &[])
@@ -154,15 +153,20 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
     }
 }
 
-/// Has the kernel mount what it would mount later by itself, with the attributes that the mount above has by then. What the host
-/// has unmounted meanwhile, or covered, is not there.
-fn mount_below(tree: &OwnedFd, places: &[PathBuf]) {
+/// Has the kernel mount below `source` what it would mount later by itself, with the attributes that the mount above has by then. A copy
+/// that is made at once stays, while the kernel unmounts these when nobody uses them. What the host has covered is not there.
+fn mount_below(source: &Path, places: &[PathBuf]) -> Result<(), Errno> {
+    if places.is_empty() {
+        return Ok(());
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    let top = openat2(CWD, source, flags, Mode::empty(), ResolveFlags::empty())?;
     for place in places {
         // Looked up, it is mounted; the descriptor is not needed.
-        let _ = openat2(tree, place, flags, Mode::empty(), resolve);
+        let _ = openat2(&top, place, flags, Mode::empty(), resolve);
     }
+    Ok(())
 }
 
 pub(super) fn new_file_system(
