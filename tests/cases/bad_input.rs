@@ -267,3 +267,26 @@ fn a_list_of_a_root_that_is_not_there() {
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(errors.contains("/not/there"), "{errors}");
 }
+
+#[test]
+fn errors_are_called_so_and_debugging_without_a_log_is_on_standard_error() {
+    let runtime = Runtime::from_environment();
+    let call = |words: &[&str]| {
+        let mut command = Command::new(runtime.executable());
+        command.arg("--root").arg(runtime.root()).args(words);
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), errors)
+    };
+    let (status, errors) = call(&["state", "nonesuch"]);
+    assert_ne!(status, Some(0));
+    assert!(errors.contains("error"), "{errors}");
+    assert!(!errors.contains("level=debug"), "{errors}");
+    let bundle = Bundle::busybox().shell("exit 3");
+    bundle.write();
+    let path = bundle.path().to_str().unwrap();
+    let id = Runtime::new_id();
+    let (status, errors) = call(&["--debug", "run", "--bundle", path, &id]);
+    assert_eq!(status, Some(3), "{errors}");
+    assert!(errors.contains("level=debug"), "{errors}");
+}
