@@ -47,7 +47,10 @@ pub(super) fn answer(
     reader: Reader<'_>,
     mut writer: Writer<'_>,
 ) -> io::Result<usize> {
-    let done = read(reader).and_then(|wanted| act(share, header, wanted));
+    let done = share
+        .check_locks_are_shared(header.nodeid)
+        .and_then(|()| read(reader))
+        .and_then(|wanted| act(share, header, wanted));
     let (error, body) = match done {
         Ok(body) => (0, body),
         Err(error) => (-error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),

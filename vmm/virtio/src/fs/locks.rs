@@ -28,14 +28,16 @@ const OWNERS_MAX: usize = 1024;
 /// Ranges that all of them have locked: the host's kernel keeps each, some 200 bytes, and walks
 /// through those of a file at each change, and it charges them to nobody.
 const RANGES_MAX: usize = 8 * 1024;
+/// Of them one owner's: others are to have some too.
+const OWNER_RANGES_MAX: usize = RANGES_MAX / 4;
 
 /// An owner's locks in one file.
 #[derive(Debug)]
 struct Holder {
     owner: u64,
-    /// The guest's process that has asked last.
+    /// The guest's process that has locked last.
     pid: u32,
-    /// The guest's handle by which it did first: of an open file's locks the only one.
+    /// The guest's handle by which it did: of an open file's locks the only one.
     opened: u64,
     /// The handle of the owner's description.
     description: u64,
@@ -116,27 +118,26 @@ impl Locks {
         let before = holder.ranges.count();
         let after = holder.ranges.after(range, kind);
         let all = others.saturating_sub(before) + after.count();
-        if after.count() > before && all > RANGES_MAX {
+        let too_much = all > RANGES_MAX || after.count() > OWNER_RANGES_MAX;
+        if after.count() > before && too_much {
             return Err(too_many());
         }
         act()?;
-        holder.pid = asker.pid;
+        if kind.is_some() {
+            holder.pid = asker.pid;
+            // Its release ends them: the owner may be the number of one that a handle released late had.
+            holder.opened = asker.handle;
+        }
         holder.ranges = after;
         self.ranges = all;
         Ok(())
     }
 
-    /// The process whose lock in `inode` keeps a lock of another owner's out.
-    pub(super) fn who_keeps_out(
-        &self,
-        inode: u64,
-        owner: u64,
-        range: Range,
-        kind: Kind,
-    ) -> Option<u32> {
+    /// The process of another owner's that has exactly this lock in `inode`.
+    pub(super) fn whose(&self, inode: u64, owner: u64, range: Range, kind: Kind) -> Option<u32> {
         let mut others = self.holders.get(&inode)?.iter();
         let found =
-            others.find(|holder| holder.owner != owner && holder.ranges.keep_out(range, kind))?;
+            others.find(|holder| holder.owner != owner && holder.ranges.has(range, kind))?;
         Some(found.pid)
     }
 
@@ -211,21 +212,24 @@ mod tests {
     #[test]
     fn ranges_and_owners_of_all_files_have_a_bound() {
         let mut locks = Locks::default();
-        locks.enter(1, asker(1), 11);
-        locks.enter(1, asker(2), 12);
-        for number in 0..RANGES_MAX as u64 - 1 {
-            lock(&mut locks, 1, 2 * number).unwrap();
+        for owner in 1..=5 {
+            locks.enter(1, asker(owner), 10 + owner);
         }
-        lock(&mut locks, 2, 50).unwrap();
-        for owner in [1, 2] {
+        for number in 0..RANGES_MAX as u64 - 1 {
+            lock(&mut locks, 1 + number / OWNER_RANGES_MAX as u64, 2 * number).unwrap();
+        }
+        lock(&mut locks, 5, 50).unwrap();
+        for owner in [1, 5] {
             let refused = lock(&mut locks, owner, 1 << 40).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::ENOLCK));
         }
         // In the place of another, there is room.
         lock(&mut locks, 1, 0).unwrap();
         assert_eq!(locks.closed_by(1, 1), [11]);
-        lock(&mut locks, 2, 1 << 40).unwrap();
-        for owner in 2..=OWNERS_MAX as u64 {
+        lock(&mut locks, 5, 1 << 40).unwrap();
+        let refused = lock(&mut locks, 2, 1 << 40).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENOLCK));
+        for owner in 5..=OWNERS_MAX as u64 {
             locks.check_room().unwrap();
             locks.enter(owner, asker(owner), owner);
         }
@@ -243,9 +247,25 @@ mod tests {
             Err(io::ErrorKind::WouldBlock.into())
         });
         assert!(refused.is_err());
-        assert_eq!(locks.who_keeps_out(1, 2, range, Kind::Exclusive), None);
+        assert_eq!(locks.whose(1, 2, range, Kind::Shared), None);
         assert_eq!(locks.without_locks(1, 1), Some(11));
         assert_eq!(locks.without_locks(1, 1), None);
+    }
+
+    #[test]
+    fn a_handle_that_is_released_late_takes_no_lock_of_its_successor() {
+        let mut locks = Locks::default();
+        locks.enter(1, asker(1), 11);
+        lock(&mut locks, 1, 5).unwrap();
+        let successor = Asker {
+            handle: 900,
+            ..asker(1)
+        };
+        let range = Range { start: 7, end: 7 };
+        let change = (range, Some(Kind::Exclusive));
+        locks.change(1, successor, change, || Ok(())).unwrap();
+        assert!(locks.released(1, 101).is_empty());
+        assert_eq!(locks.released(1, 900), [11]);
     }
 
     #[test]
@@ -256,8 +276,8 @@ mod tests {
             lock(&mut locks, owner, owner).unwrap();
         }
         let range = Range { start: 2, end: 2 };
-        assert_eq!(locks.who_keeps_out(1, 1, range, Kind::Shared), Some(7));
-        assert_eq!(locks.who_keeps_out(1, 2, range, Kind::Shared), None);
+        assert_eq!(locks.whose(1, 1, range, Kind::Exclusive), Some(7));
+        assert_eq!(locks.whose(1, 2, range, Kind::Exclusive), None);
         assert_eq!(locks.closed_by(1, 2), [12]);
         assert_eq!(locks.released(1, 103), [13]);
         assert_eq!(locks.description(1, 1), Some(11));

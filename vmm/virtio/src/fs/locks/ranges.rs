@@ -37,11 +37,9 @@ impl Ranges {
         self.0.len()
     }
 
-    /// Whether a lock of `kind` on `range`, by another owner, has to wait.
-    pub(super) fn keep_out(&self, range: Range, kind: Kind) -> bool {
-        self.0.iter().any(|(held, of)| {
-            held.overlaps(range) && (kind == Kind::Exclusive || *of == Kind::Exclusive)
-        })
+    /// Whether this is one of them, as the host's kernel has it too.
+    pub(super) fn has(&self, range: Range, kind: Kind) -> bool {
+        self.0.contains(&(range, kind))
     }
 
     /// What there is once `range` is locked, or with no kind unlocked.
@@ -122,15 +120,5 @@ mod tests {
             [(0, 20, Shared)]
         );
         assert_eq!(locked(&[(5, 9, Some(Shared)), (0, u64::MAX, None)]), []);
-    }
-
-    #[test]
-    fn only_shared_ones_go_together() {
-        let whole = |kind| Ranges::default().after(Range { start: 5, end: 9 }, Some(kind));
-        let at = |start, end| Range { start, end };
-        assert!(!whole(Shared).keep_out(at(0, 20), Shared));
-        assert!(whole(Shared).keep_out(at(9, 9), Exclusive));
-        assert!(whole(Exclusive).keep_out(at(0, 5), Shared));
-        assert!(!whole(Exclusive).keep_out(at(0, 4), Exclusive));
     }
 }

@@ -29,7 +29,6 @@ impl Share {
         inode: u64,
         wanted: Wanted,
     ) -> io::Result<()> {
-        self.check_locks_are_shared(inode)?;
         let Wanted {
             asker, range, kind, ..
         } = wanted;
@@ -45,7 +44,9 @@ impl Share {
         let description = match (locks.description(inode, asker.owner), kind) {
             (Some(description), _) => description,
             (None, None) => return Ok(()),
-            (None, Some(_)) => self.begin_to_lock(ctx, inode, asker, &mut locks)?,
+            (None, Some(kind)) => {
+                self.begin_to_lock(ctx, inode, asker, (range, kind), &mut locks)?
+            }
         };
         let done = locks.change(inode, asker, (range, kind), || {
             self.with_open(ctx, inode, description, |file| {
@@ -70,7 +71,6 @@ impl Share {
         wanted: Wanted,
         kind: Kind,
     ) -> io::Result<Option<(Range, Kind, u32)>> {
-        self.check_locks_are_shared(inode)?;
         let locks = self.locks();
         let owner = wanted.asker.owner;
         // A handle of the guest's own has no record locks.
@@ -81,7 +81,7 @@ impl Share {
             record::find(file, wanted.range, kind)
         })?;
         Ok(found.map(|(range, of)| {
-            let pid = locks.who_keeps_out(inode, owner, range, Kind::Exclusive);
+            let pid = locks.whose(inode, owner, range, of);
             (range, of, pid.unwrap_or(0))
         }))
     }
@@ -108,22 +108,32 @@ impl Share {
     }
 
     /// Files that nobody but this guest has are its kernel's to lock.
-    fn check_locks_are_shared(&self, inode: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// `ENOSYS`.
+    pub(in crate::fs) fn check_locks_are_shared(&self, inode: u64) -> io::Result<()> {
         if lock(&self.nodes).is_of_volume(inode) {
             return Ok(());
         }
         Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 
-    /// Gives an owner a description for its locks in `inode`, which it has opened.
+    /// Gives an owner a description for its locks in `inode`, which it has opened. Who waits for a
+    /// lock asks again and again: the host, which sees files being opened, sees nothing of that.
     fn begin_to_lock(
         &self,
         ctx: Context,
         inode: u64,
         asker: Asker,
+        (range, kind): (Range, Kind),
         locks: &mut Locks,
     ) -> io::Result<u64> {
-        self.with_open(ctx, inode, asker.handle, |_| Ok(()))?;
+        let taken = self.with_open(ctx, inode, asker.handle, |file| {
+            record::find(file, range, kind)
+        })?;
+        if taken.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
         locks.check_room()?;
         let description = self.open_again(ctx, inode)?;
         locks.enter(inode, asker, description);
@@ -150,9 +160,15 @@ impl Share {
         handle.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
-    /// Closes descriptions, which ends the locks they have. One that is not there is closed.
+    /// Closes descriptions and ends the locks they have, which closing alone does not on every file
+    /// system. One that is not there is closed.
     fn close_again(&self, ctx: Context, inode: u64, descriptions: impl Iterator<Item = u64>) {
+        let all = Range {
+            start: 0,
+            end: record::LAST,
+        };
         for handle in descriptions {
+            let _ = self.with_open(ctx, inode, handle, |file| record::set(file, all, None));
             let _ = if is_unnamed(inode) {
                 self.unnamed().release(inode, handle)
             } else {

@@ -401,6 +401,12 @@ impl FileSystem for Share {
     ) -> io::Result<()> {
         self.end_locks_by(ctx, inode, handle);
         if is_unnamed(inode) {
+            if flock_release {
+                // Its first handle and the inode are one description, which lives on.
+                let _ = self.with_open(ctx, inode, handle, |file| {
+                    Ok(rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock)?)
+                });
+            }
             return self.unnamed().release(inode, handle);
         }
         self.files

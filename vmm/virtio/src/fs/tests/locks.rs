@@ -243,10 +243,10 @@ fn a_file_that_is_run_is_locked_for_readers() {
     case.host = File::open(&path).unwrap();
     let mut run = Command::new(&path).arg("1000").spawn().unwrap();
     case.handle = case.client.open(case.inode, libc::O_RDONLY).unwrap().fh;
-    let locked = [case.set(1, SHARED), case.set(2, EXCLUSIVE)];
+    let locked = [case.set(2, EXCLUSIVE), case.set(1, SHARED)];
     run.kill().unwrap();
     run.wait().unwrap();
-    assert_eq!(locked, [None, Some(libc::EBADF)]);
+    assert_eq!(locked, [Some(libc::EBADF), None]);
 }
 
 #[test]
