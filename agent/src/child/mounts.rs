@@ -130,9 +130,10 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
     match &mount.kind {
         MountKind::Bind { source, recursive } => {
             // Those with an r in front are for all, and are taken over from the mount above.
-            if !mount.attributes.is_empty() {
-                mount_below(source, &mount.below)?;
-            }
+            let _held = match mount.attributes.is_empty() {
+                true => Vec::new(),
+                false => mount_below(source, &mount.below)?,
+            };
             clone_tree(source, *recursive)
         }
         MountKind::Cgroup if container.unshare.contains(Namespaces::CGROUP) => {
@@ -154,19 +155,19 @@ fn detached(mount: &Mount, container: &Container, cgroup: &Path) -> Result<Owned
 }
 
 /// Has the kernel mount below `source` what it would mount later by itself, with the attributes that the mount above has by then. A copy
-/// that is made at once stays, while the kernel unmounts these when nobody uses them. What the host has covered is not there.
-fn mount_below(source: &Path, places: &[PathBuf]) -> Result<(), Errno> {
+/// that is made of them stays; of themselves the kernel keeps those that somebody uses, and so does the caller by their descriptors. What the
+/// host has covered is not there.
+fn mount_below(source: &Path, places: &[PathBuf]) -> Result<Vec<OwnedFd>, Errno> {
     if places.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let top = openat2(CWD, source, flags, Mode::empty(), ResolveFlags::empty())?;
-    for place in places {
-        // Looked up, it is mounted; the descriptor is not needed.
-        let _ = openat2(&top, place, flags, Mode::empty(), resolve);
-    }
-    Ok(())
+    let found = places
+        .iter()
+        .filter_map(|place| openat2(&top, place, flags, Mode::empty(), resolve).ok());
+    Ok(found.collect())
 }
 
 pub(super) fn new_file_system(

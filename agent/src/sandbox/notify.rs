@@ -2,18 +2,25 @@
 //!
 //! A Unix socket on the share would be the host kernel's, to which a process of the guest cannot connect, so the
 //! agent makes it. It lies in a directory of its own, which the container has as `/run/notify`, read-only. Only
-//! that the program is ready is passed on, once; then the socket is closed. Nothing of what the
-//! program writes leaves the guest.
+//! that the program is ready is passed on, once; nothing of what the program writes leaves the guest. The socket is
+//! read until the container is deleted: `sd_notify_barrier(3)` and later words must find a reader.
 //!
-//! Fails when the directory or the socket cannot be made.
+//! Each socket has a thread of its own, which alone reads and closes it: a program can send descriptors along whose
+//! closing takes as long as it likes, as that of a TCP connection that lingers.
+//!
+//! Fails when the directory, the socket or the thread cannot be made.
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use tokio::net::UnixDatagram;
-use tokio::task::AbortHandle;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::News;
 use crate::log::debug;
@@ -25,14 +32,19 @@ const DIRECTORY: &str = "/run/husk/notify";
 const SOCKET: &str = "notify.sock";
 /// Of one datagram, as runc reads them; the rest is dropped.
 const DATAGRAM_MAX: usize = 4096;
-/// A program that says so much else before it is ready is not listened to any more: it has the agent's CPU.
+/// After so many datagrams the reader rests for [`REST`]: it has the agent's CPU, which a program must not take.
 const DATAGRAMS_MAX: usize = 1024;
+const REST: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
 
-/// Has the socket, until it is dropped.
+/// Has the socket read, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
     directory: PathBuf,
-    listener: AbortHandle,
+    /// Closed, it ends the reader, which may be some time after.
+    _reading: OwnedFd,
 }
 
 impl NotifySocket {
@@ -53,29 +65,31 @@ impl NotifySocket {
         let directory = Path::new(DIRECTORY).join(number.to_string());
         fs::create_dir_all(&directory)?;
         let socket = listen(&directory)?;
+        let (ended, reading) = pipe_with(PipeFlags::CLOEXEC)?;
         let (id, tell) = (id.to_owned(), tell.clone());
-        let listener = tokio::spawn(async move {
-            match hear(&socket).await {
+        thread::Builder::new()
+            .name("notify".to_owned())
+            .spawn(move || {
+                let told = id.clone();
                 // The sandbox is gone only when the machine goes down.
-                Ok(true) => drop(tell.send(News::Notified { id })),
-                Ok(false) => debug!("{id}: it said too much before it was ready"),
-                Err(error) => debug!("{id}: the notify socket is lost: {error}"),
-            }
-        });
+                let ready = move || drop(tell.send(News::Notified { id: told }));
+                if let Err(error) = hear(&socket, &ended, ready) {
+                    debug!("{id}: the notify socket is lost: {error}");
+                }
+            })?;
         mount.kind = MountKind::Bind {
             source: directory.clone(),
             recursive: false,
         };
         Ok(Some(Self {
             directory,
-            listener: listener.abort_handle(),
+            _reading: reading,
         }))
     }
 }
 
 impl Drop for NotifySocket {
     fn drop(&mut self) {
-        self.listener.abort();
         if let Err(error) = fs::remove_dir_all(&self.directory) {
             debug!("{}: {error}", self.directory.display());
         }
@@ -90,17 +104,37 @@ fn listen(directory: &Path) -> io::Result<UnixDatagram> {
     Ok(socket)
 }
 
-/// Waits until the program has said that it is ready; false: it says too much else. Descriptors that come with a
-/// datagram are dropped by the kernel, which is the answer to `sd_notify_barrier(3)`.
-async fn hear(socket: &UnixDatagram) -> io::Result<bool> {
+/// Calls `ready` when the program has said that it is, and goes on reading until the other end of `ended` is closed.
+/// Descriptors that come with a datagram are dropped by the kernel, which is the answer to `sd_notify_barrier(3)`.
+fn hear(socket: &UnixDatagram, ended: &OwnedFd, ready: impl FnOnce()) -> io::Result<()> {
+    let mut ready = Some(ready);
     let mut bytes = [0; DATAGRAM_MAX];
-    for _ in 0..DATAGRAMS_MAX {
-        let length = socket.recv(&mut bytes).await?;
-        if is_ready(&bytes[..length]) {
-            return Ok(true);
+    socket.set_nonblocking(true)?;
+    loop {
+        for _ in 0..DATAGRAMS_MAX {
+            let mut awaited = [
+                PollFd::new(socket, PollFlags::IN),
+                PollFd::new(ended, PollFlags::IN),
+            ];
+            retry_on_intr(|| poll(&mut awaited, None))?;
+            if !awaited[1].revents().is_empty() {
+                return Ok(());
+            }
+            let length = match socket.recv(&mut bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                received => received?,
+            };
+            if is_ready(&bytes[..length])
+                && let Some(ready) = ready.take()
+            {
+                ready();
+            }
+        }
+        let mut awaited = [PollFd::new(ended, PollFlags::IN)];
+        if retry_on_intr(|| poll(&mut awaited, Some(&REST)))? != 0 {
+            return Ok(());
         }
     }
-    Ok(false)
 }
 
 fn is_ready(datagram: &[u8]) -> bool {
@@ -112,29 +146,54 @@ fn is_ready(datagram: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    async fn heard(datagrams: &[&[u8]]) -> io::Result<bool> {
-        let folder = tempfile::tempdir()?;
-        let socket = listen(folder.path())?;
+    /// How often it was told that the program is ready, which wrote these datagrams.
+    fn heard(datagrams: &[&[u8]]) -> usize {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = listen(folder.path()).unwrap();
         let path = folder.path().join(SOCKET);
-        let (listened, said) = tokio::join!(hear(&socket), async {
-            let program = UnixDatagram::unbound()?;
+        let (ended, reading) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            scope.spawn(|| hear(&socket, &ended, || tell.send(()).unwrap()).unwrap());
+            let program = UnixDatagram::unbound().unwrap();
             for datagram in datagrams {
-                program.send_to(datagram, &path).await?;
+                program.send_to(datagram, &path).unwrap();
             }
-            Ok::<_, io::Error>(())
+            // Who sends a descriptor along learns by its end that all before has been read.
+            let (heard, barrier) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            send_with(&program, &path, barrier);
+            poll(&mut [PollFd::new(&heard, PollFlags::IN)], None).unwrap();
+            drop(reading);
         });
-        said?;
-        listened
+        told.try_iter().count()
     }
 
-    #[tokio::test]
-    async fn a_program_is_ready_when_it_says_so_and_not_when_it_says_something_else() {
-        let said: [&[u8]; 3] = [b"STATUS=READY=1", b"READY=0", b"X=1\nREADY=1\n"];
-        assert!(heard(&said).await.unwrap());
-        let flood = vec![&b"READY=10"[..]; DATAGRAMS_MAX];
-        assert!(!heard(&flood).await.unwrap());
+    fn send_with(program: &UnixDatagram, path: &Path, descriptor: OwnedFd) {
+        use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+        use std::os::fd::AsFd as _;
+        program.connect(path).unwrap();
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let words = [io::IoSlice::new(b"BARRIER=1")];
+        rustix::net::sendmsg(program, &words, &mut control, SendFlags::empty()).unwrap();
+        drop(descriptor);
+    }
+
+    #[test]
+    fn a_program_is_ready_once_when_it_says_so_and_not_when_it_says_something_else() {
+        let said: [&[u8]; 4] = [b"STATUS=READY=1", b"READY=0", b"X=1\nREADY=1\n", b"READY=1"];
+        assert_eq!(heard(&said), 1);
+        assert_eq!(heard(&[b"READY=10"]), 0);
         let long = [&[b'x'; DATAGRAM_MAX][..], b"\nREADY=1"].concat();
-        assert!(heard(&[&long, b"READY=1"]).await.unwrap());
-        assert!(!is_ready(&long[..DATAGRAM_MAX]));
+        assert_eq!(heard(&[&long]), 0);
+    }
+
+    #[test]
+    fn it_is_heard_after_a_flood() {
+        let mut flood = vec![&b"STATUS=busy"[..]; DATAGRAMS_MAX + 1];
+        flood.push(b"READY=1");
+        assert_eq!(heard(&flood), 1);
     }
 }
