@@ -6,6 +6,7 @@
 //! An engine looks the numbers up among the processes of its host, where the guest's would be somebody else's: the array names the
 //! processes of the host that are the container, its supervisor and its VMM.
 
+use std::io::{self, BufWriter, Write as _};
 use std::process::ExitCode;
 
 use agent_api::agent::ProcessInfo;
@@ -67,7 +68,12 @@ pub(super) fn run(options: &Options, args: &PsArgs) -> Result<ExitCode, Failure>
             } else {
                 block_on(processes(options, &args.id))?
             };
-            print!("{}", columns::table(&columns, &processes, now_ns()));
+            // Line by line: a guest's processes are many, and their commands long.
+            let mut out = BufWriter::new(io::stdout().lock());
+            for line in columns::lines(&columns, &processes, now_ns()) {
+                out.write_all(line.as_bytes())?;
+            }
+            out.flush()?;
         }
         Format::Json if stopped => println!("[]"),
         Format::Json => println!(
@@ -119,12 +125,10 @@ mod tests {
             command: vec!["sleep".into(), "1000".into()],
             ..Default::default()
         };
+        let (columns, processes) = (options::columns(&[]).unwrap(), [process]);
+        let lines = columns::lines(&columns, &processes, 11 * 60 * 60 * 1_000_000_000);
         assert_eq!(
-            columns::table(
-                &options::columns(&[]).unwrap(),
-                &[process],
-                11 * 60 * 60 * 1_000_000_000
-            ),
+            lines.collect::<String>(),
             "UID        PID  PPID  C STIME TTY          TIME CMD\n\
              root       173     1  1 10:00 ?        00:01:01 sleep 1000\n"
         );

@@ -4,6 +4,11 @@ use agent_api::agent::ProcessInfo;
 
 use crate::cli::calendar::{NS_PER_S, S_PER_DAY, Time, month_name};
 
+/// The most characters that a column is padded to. What is longer, as a guest's command may be, is
+/// shown whole and moves the rest of its own line; else it would make every other line as long, and
+/// the formatter takes no width above 65535.
+const WIDTH_MAX: usize = 1024;
+
 /// How a column is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -154,41 +159,53 @@ impl Column {
     }
 }
 
-/// The table: columns as wide as what is in them, and the last one not padded. The line of headers is left out where all are empty.
-pub(super) fn table(columns: &[Column], processes: &[ProcessInfo], now_ns: u64) -> String {
-    let rows: Vec<Vec<String>> = processes
-        .iter()
-        .map(|process| {
-            let cells = columns.iter();
-            cells
-                .map(|column| (column.known.show)(process, now_ns))
-                .collect()
+/// The table, line by line: columns as wide as what is in them up to [`WIDTH_MAX`], and the last
+/// one not padded. The line of headers is left out where all are empty.
+pub(super) fn lines(
+    columns: &[Column],
+    processes: &[ProcessInfo],
+    now_ns: u64,
+) -> impl Iterator<Item = String> {
+    let widths = widths(columns, processes, now_ns);
+    let has_headers = columns.iter().any(|column| !column.header.is_empty());
+    let headers = has_headers.then(|| line(columns, &widths, |column| column.header.clone()));
+    let rows = processes.iter().map(move |process| {
+        line(columns, &widths, |column| {
+            (column.known.show)(process, now_ns)
         })
-        .collect();
-    let headers: Vec<String> = columns.iter().map(|column| column.header.clone()).collect();
-    let widths: Vec<usize> = columns
-        .iter()
-        .enumerate()
-        .map(|(index, column)| {
-            let cells = rows
-                .iter()
-                .chain([&headers])
-                .map(|row| row[index].chars().count());
-            cells.max().unwrap_or(0).max(column.known.width)
-        })
-        .collect();
-    let has_headers = headers.iter().any(|header| !header.is_empty());
-    let mut text = String::new();
-    for row in has_headers.then_some(&headers).into_iter().chain(&rows) {
-        let cells = row.iter().zip(columns).zip(&widths);
-        let cells = cells.map(|((cell, column), width)| match column.known.side {
+    });
+    headers.into_iter().chain(rows)
+}
+
+fn widths(columns: &[Column], processes: &[ProcessInfo], now_ns: u64) -> Vec<usize> {
+    let width = |column: &Column| {
+        let cells = processes
+            .iter()
+            .map(|process| (column.known.show)(process, now_ns).chars().count());
+        let widest = cells.max().unwrap_or(0).max(column.header.chars().count());
+        widest.max(column.known.width).min(WIDTH_MAX)
+    };
+    let mut widths: Vec<usize> = columns.iter().map(width).collect();
+    if let (Some(last), Some(width)) = (columns.last(), widths.last_mut())
+        && last.known.side == Side::Left
+    {
+        *width = 0;
+    }
+    widths
+}
+
+fn line(columns: &[Column], widths: &[usize], cell: impl Fn(&Column) -> String) -> String {
+    let cells = columns.iter().zip(widths).map(|(column, width)| {
+        let cell = cell(column);
+        match column.known.side {
             Side::Left => format!("{cell:<width$}"),
             Side::Right => format!("{cell:>width$}"),
-        });
-        text.push_str(cells.collect::<Vec<_>>().join(" ").trim_end());
-        text.push('\n');
-    }
-    text
+        }
+    });
+    let mut line = cells.collect::<Vec<_>>().join(" ");
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
 }
 
 /// The guest's own names of users are in its containers' files.
@@ -282,6 +299,10 @@ mod tests {
 
     const DAY_NS: u64 = S_PER_DAY * NS_PER_S;
 
+    fn table(columns: &[Column], processes: &[ProcessInfo], now_ns: u64) -> String {
+        lines(columns, processes, now_ns).collect()
+    }
+
     fn columns(names: &[&str]) -> Vec<Column> {
         names
             .iter()
@@ -339,6 +360,31 @@ mod tests {
             assert_eq!(table.lines().nth(1).unwrap().trim(), expected, "{name}");
         }
         assert_eq!(elapsed(61), "01:01");
+    }
+
+    #[test]
+    fn a_long_command_is_shown_whole_and_does_not_lengthen_the_lines_of_others() {
+        let long = "x".repeat(70_000);
+        let process = |pid, command: &str| ProcessInfo {
+            pid,
+            command: vec![command.into()],
+            ..Default::default()
+        };
+        let processes = [process(1, &long), process(2, "sh")];
+        let text = table(&columns(&["args", "pid"]), &processes, 0);
+        let rows: Vec<_> = text.lines().skip(1).collect();
+        let padding = " ".repeat(WIDTH_MAX - 2);
+        assert_eq!(
+            rows,
+            [format!("{long}     1"), format!("sh{padding}     2")]
+        );
+        let text = table(&columns(&["pid", "args"]), &processes, 0);
+        let rows: Vec<_> = text.lines().collect();
+        let first = format!("    1 {long}");
+        assert_eq!(rows, ["  PID COMMAND", &first, "    2 sh"]);
+        let headed = columns(&["pid"]).remove(0).under(&long);
+        let rows = table(&[headed], &processes, 0);
+        assert_eq!(rows.lines().nth(2).unwrap().len(), WIDTH_MAX);
     }
 
     #[test]

@@ -101,13 +101,13 @@ fn list(words: Option<impl AsRef<str>>, asked: &mut Vec<Column>) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
-    use super::super::columns::table;
+    use super::super::columns::lines;
     use super::*;
 
     fn headers(words: &[&str]) -> Result<String, String> {
         let words: Vec<_> = words.iter().map(|word| (*word).to_owned()).collect();
         let columns = columns(&words).map_err(|error| error.to_string())?;
-        let text = table(&columns, &[], 0);
+        let text: String = lines(&columns, &[], 0).collect();
         Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 
