@@ -11,7 +11,7 @@
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
 use super::bundle::{self, Bundle, ContainerArgs};
 use super::foreground::{block_on, no_program, unless_ended, write_pid};
@@ -43,27 +43,48 @@ pub(super) fn in_background(
     start: bool,
 ) -> Result<ExitCode, Failure> {
     let bundle = bundle::inspect(options, args)?;
-    if let Some(sandbox) = bundle.host.sandbox.clone() {
-        return match args.report_to {
-            Some(report_to) => {
-                let role = Role::Background { report_to, start };
-                member::stand(options, args, bundle, &sandbox, role)
+    of_bundle(options, args, bundle, start)
+}
+
+fn of_bundle(
+    options: &Options,
+    args: &ContainerArgs,
+    bundle: Bundle,
+    start: bool,
+) -> Result<ExitCode, Failure> {
+    match (bundle.host.sandbox.clone(), args.report_to) {
+        (Some(sandbox), Some(report_to)) => {
+            let role = Role::Background { report_to, start };
+            member::stand(options, args, bundle, &sandbox, role)
+        }
+        (Some(_), None) => {
+            let code = member::in_background(options, args, &bundle, start)?;
+            if start && code == ExitCode::SUCCESS {
+                notify::when_ready(options, &args.id)?;
             }
-            None => {
-                let code = member::in_background(options, args, &bundle, start)?;
-                if start && code == ExitCode::SUCCESS {
-                    notify::when_ready(options, &args.id)?;
-                }
-                Ok(code)
-            }
-        };
+            Ok(code)
+        }
+        // Who started this process had found one, and has not passed on what a VM of its own would
+        // need, as the console socket.
+        (None, Some(_)) => {
+            Err(anyhow!("the container whose namespaces {} names has ended", args.id).into())
+        }
+        (None, None) => in_own_vm(options, args, &bundle, start),
     }
+}
+
+fn in_own_vm(
+    options: &Options,
+    args: &ContainerArgs,
+    bundle: &Bundle,
+    start: bool,
+) -> Result<ExitCode, Failure> {
     let terminal = console::of_background(bundle.host.terminal, args.console_socket.as_deref())?;
     let streams = match &terminal {
         Some(slave) => Streams::terminal(slave.as_raw_fd())?,
         None => Streams::own(false)?,
     };
-    block_on(create(options, args, &bundle, streams))?;
+    block_on(create(options, args, bundle, streams))?;
     // The supervisor has it by now.
     drop::<Option<OwnedFd>>(terminal);
     if start {
@@ -119,4 +140,33 @@ async fn create(
         tracing::warn!(%error, "the supervisor did not end");
     }
     made
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{CommandLine, Verb};
+    use crate::spec::HostPart;
+
+    #[test]
+    fn what_is_to_stand_for_a_member_makes_no_vm_when_the_sandbox_has_ended() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().to_str().unwrap();
+        let words = ["husk", "--root", path, "create", "--report-to", "9", "web"];
+        let line = CommandLine::try_parse_from(words).unwrap();
+        let Verb::Create(args) = line.verb else {
+            panic!("another verb");
+        };
+        // What is left of a look for a neighbour that has ended.
+        let bundle = Bundle {
+            path: root.path().to_owned(),
+            host: HostPart::default(),
+        };
+        let made = of_bundle(&line.options, &args.container, bundle, false);
+        let error = format!("{:#}", made.unwrap_err().error);
+        assert!(error.contains("namespaces web names has ended"), "{error}");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+    }
 }
