@@ -63,7 +63,8 @@ pub fn until_end(pid: Pid) {
 pub fn ends_within(pid: Pid, time: Duration) -> bool {
     match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(process) => readable(&process, time),
-        Err(Errno::SRCH) => true,
+        // INVAL: its last part is just being removed, or its number is a thread's by now.
+        Err(Errno::SRCH | Errno::INVAL) => true,
         Err(error) => panic!("process {pid:?}: {error}"),
     }
 }

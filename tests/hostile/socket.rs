@@ -92,6 +92,8 @@ pub(crate) struct Socket {
     pub(crate) came: [u32; 8],
     /// Where the last one lies, and its length with its header.
     pub(crate) last: (u64, u32),
+    /// The operation of the first one since somebody has asked.
+    first: Option<u16>,
     /// Looks until a packet that is not taken is given up.
     patience: u32,
 }
@@ -109,6 +111,7 @@ impl Socket {
             live,
             came: [0; 8],
             last: (0, 0),
+            first: None,
             patience: if room > 0 { cpu::PATIENCE } else { STALLED },
         })
     }
@@ -126,6 +129,7 @@ impl Socket {
             self.last = (at, length);
             let op = cpu::read16(at + 30);
             self.came[usize::from(op) % self.came.len()] += 1;
+            self.first = self.first.or(Some(op));
             self.live.rings[0].offer_buffer(index, at, RX_BYTES, WRITE);
             any = true;
         }
@@ -173,17 +177,15 @@ impl Socket {
         });
     }
 
-    /// Sends a packet and waits for one; its operation, 0 if none comes.
+    /// Sends a packet and waits for one; the operation of the first that comes, 0 if none does.
     pub(crate) fn ask(&mut self, packet: &Packet, payload: &[u8]) -> u16 {
         self.drain();
+        self.first = None;
         self.send(packet, payload);
-        let came = cpu::wait(|| {
-            let came = self.drain();
-            (came || self.live.device.is_broken()).then_some(came)
+        cpu::wait(|| {
+            self.drain();
+            (self.first.is_some() || self.live.device.is_broken()).then_some(())
         });
-        match came {
-            Some(true) => cpu::read16(self.last.0 + 30),
-            _ => 0,
-        }
+        self.first.unwrap_or(0)
     }
 }
