@@ -5,11 +5,11 @@
 //! (`guest-image/kernel/patches`), asks again while it is told `EAGAIN`, and keeps locks itself of a
 //! file for which it is told `ENOSYS`.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
-use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::descriptor_utils::Reader;
 use virtiofsd::filesystem::Context;
-use virtiofsd::fuse::{FileLock, InHeader, LkIn, LkOut, Opcode, OutHeader};
+use virtiofsd::fuse::{FileLock, InHeader, LkIn, LkOut, Opcode};
 use vm_memory::ByteValued;
 
 use super::locks::{Asker, Kind, Range};
@@ -37,32 +37,13 @@ pub(super) fn is_about_locks(opcode: u32) -> bool {
     )
 }
 
-/// Carries out the message in `reader`; returns how many bytes of the answer in `writer` are valid.
+/// Carries out the message in `reader`; returns the body of the answer.
 ///
 /// # Errors
-/// Nothing was answered.
-pub(super) fn answer(
-    share: &Share,
-    header: InHeader,
-    reader: Reader<'_>,
-    mut writer: Writer<'_>,
-) -> io::Result<usize> {
-    let done = share
-        .check_locks_are_shared(header.nodeid)
-        .and_then(|()| read(reader))
-        .and_then(|wanted| act(share, header, wanted));
-    let (error, body) = match done {
-        Ok(body) => (0, body),
-        Err(error) => (-error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
-    };
-    let length = size_of::<OutHeader>() + body.len();
-    let header = OutHeader {
-        len: u32::try_from(length).map_err(io::Error::other)?,
-        error,
-        unique: header.unique,
-    };
-    writer.write_all(&[header.as_slice(), &body].concat())?;
-    Ok(length)
+/// What the guest is to be told.
+pub(super) fn answer(share: &Share, header: InHeader, reader: Reader<'_>) -> io::Result<Vec<u8>> {
+    share.check_locks_are_shared(header.nodeid)?;
+    act(share, header, read(reader)?)
 }
 
 fn act(share: &Share, header: InHeader, wanted: Wanted) -> io::Result<Vec<u8>> {

@@ -14,7 +14,7 @@
 //! answers what the library could not decode with `EINVAL`. The largest message is 1 MiB and a page; the library refuses a longer one.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
@@ -76,12 +76,15 @@ impl Server {
             return 0;
         }
         let init = (header.opcode == INIT).then(|| head_of(&reader));
-        if header.opcode == TMPFILE {
-            return tmpfile::answer(&self.share, header, reader, writer.clone())
-                .unwrap_or_else(|_| refuse(writer, header.unique));
-        }
-        if locking::is_about_locks(header.opcode) {
-            return locking::answer(&self.share, header, reader, writer.clone())
+        let own = if header.opcode == TMPFILE {
+            Some(tmpfile::answer(&self.share, header, reader.clone()))
+        } else if locking::is_about_locks(header.opcode) {
+            Some(locking::answer(&self.share, header, reader.clone()))
+        } else {
+            None
+        };
+        if let Some(done) = own {
+            return reply(writer.clone(), header.unique, done)
                 .unwrap_or_else(|_| refuse(writer, header.unique));
         }
         self.share.set_listing(header.opcode == READDIRPLUS);
@@ -126,6 +129,22 @@ fn is_answered(opcode: u32) -> bool {
         Opcode::try_from(opcode),
         Ok(Opcode::Forget | Opcode::BatchForget | Opcode::Interrupt | Opcode::Destroy)
     )
+}
+
+/// Answers a message that the library does not decode, with the body of the answer or an error.
+fn reply(mut writer: Writer<'_>, unique: u64, done: io::Result<Vec<u8>>) -> io::Result<usize> {
+    let (error, body) = match done {
+        Ok(body) => (0, body),
+        Err(error) => (-error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
+    };
+    let length = OUT_HEADER_BYTES + body.len();
+    let header = OutHeader {
+        len: u32::try_from(length).map_err(io::Error::other)?,
+        error,
+        unique,
+    };
+    writer.write_all(&[header.as_slice(), &body].concat())?;
+    Ok(length)
 }
 
 /// Says that the request made no sense, over whatever part of an answer there is.

@@ -5,11 +5,11 @@
 //! of which one names the group of the caller's that the directory belongs to. The answer is
 //! CREATE's, an inode and a handle.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
-use virtiofsd::descriptor_utils::{Reader, Writer};
+use virtiofsd::descriptor_utils::Reader;
 use virtiofsd::filesystem::Context;
-use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, OPEN_KILL_SUIDGID, OpenOut, OutHeader};
+use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, OPEN_KILL_SUIDGID, OpenOut};
 use virtiofsd::soft_idmap::HostGid;
 use vm_memory::ByteValued;
 
@@ -31,38 +31,20 @@ pub(super) struct Wanted {
     pub(super) groups: Vec<HostGid>,
 }
 
-/// Carries out the message in `reader`; returns how many bytes of the answer in `writer` are valid.
+/// Carries out the message in `reader`; returns the body of the answer.
 ///
 /// # Errors
-/// Nothing was answered.
-pub(super) fn answer(
-    share: &Share,
-    header: InHeader,
-    reader: Reader<'_>,
-    mut writer: Writer<'_>,
-) -> io::Result<usize> {
-    let made = read(reader)
-        .and_then(|wanted| share.make_unnamed(Context::from(header), header.nodeid, &wanted));
-    let (error, body) = match made {
-        Ok((entry, handle, options)) => {
-            let open = OpenOut {
-                fh: handle,
-                open_flags: options.bits(),
-                ..OpenOut::default()
-            };
-            let body = [EntryOut::from(entry).as_slice(), open.as_slice()].concat();
-            (0, body)
-        }
-        Err(error) => (-error.raw_os_error().unwrap_or(libc::EIO), Vec::new()),
+/// What the guest is to be told.
+pub(super) fn answer(share: &Share, header: InHeader, reader: Reader<'_>) -> io::Result<Vec<u8>> {
+    let wanted = read(reader)?;
+    let (entry, handle, options) =
+        share.make_unnamed(Context::from(header), header.nodeid, &wanted)?;
+    let open = OpenOut {
+        fh: handle,
+        open_flags: options.bits(),
+        ..OpenOut::default()
     };
-    let length = size_of::<OutHeader>() + body.len();
-    let header = OutHeader {
-        len: u32::try_from(length).map_err(io::Error::other)?,
-        error,
-        unique: header.unique,
-    };
-    writer.write_all(&[header.as_slice(), &body].concat())?;
-    Ok(length)
+    Ok([EntryOut::from(entry).as_slice(), open.as_slice()].concat())
 }
 
 fn invalid() -> io::Error {
