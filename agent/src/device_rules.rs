@@ -19,6 +19,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
+use crate::plan::DEFAULT_DEVICES;
 use crate::syscall::checked;
 
 /// The rules as instructions.
@@ -34,17 +35,11 @@ const ATTACH_TYPE_CGROUP_DEVICE: u32 = 6;
 /// Cgroups below may have programs of their own, which are asked as well.
 const ALLOW_MULTI: u32 = 1 << 1;
 
-/// What every container may do (OCI runtime specification, "Default Devices", and what runc adds): make any node; null, zero, full, random, urandom, tty;
-/// the console, the pseudo-terminals; tun.
-const ALWAYS: [Rule; 12] = [
+/// What every container may do besides using its default devices, as runc has it: make any node; the console, the
+/// pseudo-terminals; tun.
+const ALWAYS: [Rule; 6] = [
     always(Kind::Character, None, None, Access::MKNOD),
     always(Kind::Block, None, None, Access::MKNOD),
-    always(Kind::Character, Some(1), Some(3), Access::ALL),
-    always(Kind::Character, Some(1), Some(5), Access::ALL),
-    always(Kind::Character, Some(1), Some(7), Access::ALL),
-    always(Kind::Character, Some(1), Some(8), Access::ALL),
-    always(Kind::Character, Some(1), Some(9), Access::ALL),
-    always(Kind::Character, Some(5), Some(0), Access::ALL),
     always(Kind::Character, Some(5), Some(1), Access::ALL),
     always(Kind::Character, Some(5), Some(2), Access::ALL),
     always(Kind::Character, Some(10), Some(200), Access::ALL),
@@ -105,6 +100,11 @@ fn instructions(given: &[LinuxDeviceCgroup]) -> Result<Vec<Instruction>, DeviceR
         }
     }
     rules.extend(ALWAYS);
+    rules.extend(
+        DEFAULT_DEVICES.map(|(_, major, minor)| {
+            always(Kind::Character, Some(major), Some(minor), Access::ALL)
+        }),
+    );
     Ok(program::of(&rules, otherwise))
 }
 

@@ -29,7 +29,7 @@ pub(crate) enum DeviceKind {
 }
 
 /// The devices that every container has (OCI runtime specification, "Default Devices"), without those that the specification lists itself.
-pub(super) const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
+pub(crate) const DEFAULT_DEVICES: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
     ("/dev/full", 1, 7),

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Linux, LinuxResources, Spec};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use device::{Device, DeviceKind};
+pub(crate) use device::{DEFAULT_DEVICES, Device, DeviceKind};
 pub(crate) use hook::{Hook, StartHooks};
 pub(crate) use limits::{Limit, Limits, Present};
 pub(crate) use mount::{Attributes, Mount, MountKind, Propagation, PropagationKind};

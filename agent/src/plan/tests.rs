@@ -110,7 +110,7 @@ fn a_listed_device_takes_the_place_of_the_default_one() {
         .collect();
     assert_eq!(nulls.len(), 1);
     assert_eq!(nulls[0].mode, 0o600);
-    assert_eq!(container.devices.len(), device::DEFAULT_DEVICES.len());
+    assert_eq!(container.devices.len(), DEFAULT_DEVICES.len());
 }
 
 #[test]
